@@ -1,0 +1,3 @@
+"""Apart from the package so that the build reads it without importing torch."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,77 @@
+"""Inference: the two heads' probabilities interpolated (Eq. 11, Algorithm 2), and the search for alpha and beta."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .heads import DualHeadLogits
+
+ALPHA_GRID = tuple(round(0.05 * i, 2) for i in range(21))
+BETA_GRID = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)
+
+
+class AlphaBeta(NamedTuple):
+    """The best point of a grid, and its accuracy in percent on the images it was searched on."""
+
+    alpha: float
+    beta: float
+    accuracy: float
+
+
+def interpolate(logits: DualHeadLogits, *, alpha: float, beta: float) -> Tensor:
+    """Combined class probabilities, Eq. 11: alpha * softmax(ce) + (1 - alpha) * softmax(kd / beta).
+
+    Args:
+        logits: both heads' logits, each (N, C). For a test set with a subset of the classes restrict them first
+            (DualHeadLogits.restrict): a softmax over all classes followed by a selection is another formula.
+        alpha: weight of the CE head in [0, 1]. beta: temperature of the KD head, > 0.
+
+    Returns:
+        (N, C) probabilities; the prediction is their argmax.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is the weight of the CE head and must lie in [0, 1], got {alpha}")
+    if not beta > 0:
+        raise ValueError(f"beta is the temperature of the KD head and must be positive, got {beta}")
+    return alpha * torch.softmax(logits.ce, dim=-1) + (1 - alpha) * torch.softmax(logits.kd / beta, dim=-1)
+
+
+def search_alpha_beta(
+    logits: DualHeadLogits,
+    labels: Tensor,
+    *,
+    split: str,
+    allow_oracle: bool = False,
+    alphas: tuple[float, ...] = ALPHA_GRID,
+    betas: tuple[float, ...] = BETA_GRID,
+) -> AlphaBeta:
+    """Find the alpha and beta of the highest accuracy on a declared validation split.
+
+    The logits are computed once by the caller; the grid costs no forward pass. Of equal points the one with alpha
+    nearest 0.5, then beta nearest 1, wins: a tie should not pick an edge of the grid.
+
+    Args:
+        logits: both heads' logits of the split, each (N, C). labels: (N,).
+        split: the name of the split the images come from, for example "val".
+        allow_oracle: search on a test split all the same; such a result must be called "oracle" wherever it is shown.
+
+    Raises:
+        ValueError: `split` is "test" and no oracle was asked for.
+    """
+    if split == "test" and not allow_oracle:
+        raise ValueError(
+            "alpha and beta may not be searched on the test split: use a validation split, the preset's fixed values, "
+            "or ask for the oracle by name (allow_oracle=True) and label the result so"
+        )
+    best, best_key = AlphaBeta(alphas[0], betas[0], -1.0), (-1.0, 0.0, 0.0)
+    for beta in betas:
+        for alpha in alphas:
+            hits = interpolate(logits, alpha=alpha, beta=beta).argmax(dim=-1).eq(labels)
+            accuracy = 100.0 * hits.double().mean().item()
+            key = (accuracy, -abs(alpha - 0.5), -abs(beta - 1.0))
+            if key > best_key:
+                best, best_key = AlphaBeta(alpha, beta, accuracy), key
+    return best
