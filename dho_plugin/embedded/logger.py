@@ -1,0 +1,72 @@
+"""Copy of standard output in `log.txt`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Any, TextIO
+
+from .dataset import mkdir_if_missing
+
+
+class Logger:
+    """A stand-in for standard output that writes to the console and to a file.
+
+    Args:
+        fpath: file to write; None for the console alone.
+    """
+
+    def __init__(self, fpath: str | None = None) -> None:
+        self.console: TextIO = sys.stdout
+        self.file: TextIO | None = None
+        if fpath is not None:
+            mkdir_if_missing(os.path.dirname(fpath) or ".")
+            # Line by line, so that the log of a killed run is complete.
+            self.file = open(fpath, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
+
+    def write(self, msg: str) -> int:
+        """Write to both."""
+        if self.file is not None:
+            self.file.write(msg)
+        return self.console.write(msg)
+
+    def flush(self) -> None:
+        """Flush both."""
+        self.console.flush()
+        if self.file is not None:
+            self.file.flush()
+
+    def close(self) -> None:
+        """Close the file; the console belongs to the process and stays open."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def __enter__(self) -> Logger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        # isatty(), fileno(), encoding: whatever else libraries ask of standard output.
+        if name == "console":
+            raise AttributeError(name)
+        return getattr(self.console, name)
+
+
+def setup_logger(output: str | None = None) -> None:
+    """Send standard output to `<output>/log.txt` too (or to `output`, if it ends in .txt or .log).
+
+    A file that exists is kept: the date and time are then added to the new file's name.
+    """
+    if output is None:
+        return
+    path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
+    if os.path.exists(path):
+        path += time.strftime("-%Y-%m-%d-%H-%M-%S")
+    sys.stdout = Logger(path)
