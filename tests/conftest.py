@@ -5,3 +5,18 @@ from pathlib import Path
 
 # The helpers beside the tests (reference.py, tiny.py) are modules of their own, in every import mode.
 sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+import tiny
+import torch
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory) -> Path:
+    """A folder with an ImageNet tree, a student (self-describing file) and a larger teacher (OpenAI's format)."""
+    root = tmp_path_factory.mktemp("workspace")
+    tiny.imagenet_tree(root)
+    tiny.save_self_describing(root / "student.safetensors", tiny.tiny_clip())
+    teacher = tiny.tiny_clip(tiny.RESNET, embed_dim=48, seed=1)
+    torch.save(tiny.openai_state(teacher, tiny.RESNET["image_size"]), root / "teacher.pt")
+    return root

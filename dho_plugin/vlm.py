@@ -1,0 +1,359 @@
+"""The seam to open_clip: the one file that imports it, and the one view of a CLIP model that the rest of the code has.
+
+Prompt learning never edits a model: learned token embeddings enter through `VLM.encode_text_embeddings`.
+Which file or name becomes which model is decided in `load_vlm`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import urllib.parse
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from .errors import UsageError, did_you_mean
+
+WEIGHTS = Path(__file__).parent / "weights"
+BUNDLED = {path.stem.replace("_", "-"): path for path in sorted(WEIGHTS.glob("*.safetensors"))}
+
+# CoOp's backbone names are OpenAI's; their weights were trained with QuickGELU, which the plain open_clip
+# architecture names do not have (ViT-B/16 on ImageNet: 64.4 % with the wrong activation, 68.3 % with the right one).
+OPENAI_NAMES = {
+    "RN50": "RN50-quickgelu",
+    "RN101": "RN101-quickgelu",
+    "RN50x4": "RN50x4-quickgelu",
+    "RN50x16": "RN50x16-quickgelu",
+    "RN50x64": "RN50x64-quickgelu",
+    "ViT-B/32": "ViT-B-32-quickgelu",
+    "ViT-B/16": "ViT-B-16-quickgelu",
+    "ViT-L/14": "ViT-L-14-quickgelu",
+    "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
+}
+_OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
+
+
+class ImageSpec(NamedTuple):
+    """What a model wants to see: a square of `size` pixels, RGB in [0, 1] minus `mean` over `std`."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class VLM(nn.Module):
+    """A frozen CLIP model: always in eval mode, no parameter takes a gradient.
+
+    Attributes:
+        name: what the user asked for. image: ImageSpec of the image tower. width: width d of the shared embedding.
+        context_length: longest prompt in tokens, start and end token included.
+        logit_scale: exp of CLIP's learned scale, 1/zeta.
+    """
+
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(self, model: Any, *, name: str, tokenizer: Any, image: ImageSpec) -> None:
+        super().__init__()
+        self.model: Any = model.float().requires_grad_(False).eval()
+        self.name = name
+        self.image = image
+        self._tokenizer = tokenizer
+        self._text = getattr(model, "text", model)
+        self.context_length = int(getattr(self._text, "context_length", 77))
+        self.logit_scale = float(torch.as_tensor(model.logit_scale).detach().exp())
+        self.register_buffer("_mean", torch.tensor(image.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(image.std).view(1, 3, 1, 1), persistent=False)
+        self.width = int(self.encode_text(self.tokenize(["a"])).shape[-1])
+
+    def train(self, mode: bool = True) -> VLM:
+        """Stay in eval mode whatever the trainer sets."""
+        return super().train(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the weights are stored in."""
+        return next(self.model.parameters()).dtype
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 -> float, scaled to [0, 1] and normalised with the model's mean and deviation."""
+        return (images.float() / 255 - self._mean) / self._std
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, size, size) -> projected image features (N, width), not of unit length."""
+        return self.model.encode_image(images.to(self.dtype))
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (N, context_length) token ids.
+
+        Raises:
+            UsageError: a text that does not fit; it is never cut, since that could cut the class name away.
+        """
+        for text in texts:
+            if hasattr(self._tokenizer, "encoder") and len(self._tokenizer.encode(text)) + 2 > self.context_length:
+                raise UsageError(
+                    f"prompt of {len(self._tokenizer.encode(text)) + 2} tokens, {self.name} reads at most "
+                    f"{self.context_length}: {text!r}. Use a shorter class name or fewer context tokens (N_CTX)"
+                )
+        return self._tokenizer(list(texts), context_length=self.context_length).to(self._mean.device)
+
+    def num_tokens(self, text: str) -> int:
+        """Number of tokens of a text without start and end token."""
+        return len(self._tokenizer.encode(text))
+
+    @torch.no_grad()
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Token ids (N, context_length) -> projected text features (N, width), not of unit length."""
+        return self.model.encode_text(tokens)
+
+    @torch.no_grad()
+    def class_embeddings(self, names: Sequence[str], templates: Sequence[str], chunk: int = 256) -> Tensor:
+        """Unit-length text features of the classes (C, width), float32.
+
+        With several templates: encode each, normalise each, average, normalise again (CLIP's ensemble).
+
+        Args:
+            names: C class names. templates: prompts with one "{}" for the name. chunk: prompts encoded at a time.
+        """
+        total: Tensor | float = 0.0
+        for template in templates:
+            tokens = self.tokenize([template.format(name.replace("_", " ")) for name in names])
+            features = torch.cat([self.encode_text(part) for part in tokens.split(chunk)]).float()
+            total = total + nn.functional.normalize(features, dim=-1)
+        return nn.functional.normalize(torch.as_tensor(total), dim=-1)
+
+    @torch.no_grad()
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Token ids (N, L) -> token embeddings (N, L, text width), float32."""
+        return self._causal_text().token_embedding(tokens).float()
+
+    def encode_text_embeddings(self, embeddings: Tensor, end: Tensor) -> Tensor:
+        """Token embeddings -> projected text features; gradients flow to the embeddings.
+
+        Under CLIP's causal mask nothing after the end token reaches it, so the sequence may be cut after the longest
+        prompt without changing the result.
+
+        Args:
+            embeddings: (N, L, text width), L at most context_length. end: (N,) positions of the end tokens.
+
+        Returns:
+            (N, width) text features, not of unit length.
+        """
+        text = self._causal_text()
+        length = embeddings.shape[1]
+        x = embeddings.to(self.dtype) + text.positional_embedding[:length]
+        # Up to open_clip 2.24 blocks take (length, batch, width) and the attribute does not exist.
+        batch_first = getattr(text.transformer, "batch_first", False)
+        x = x if batch_first else x.transpose(0, 1)
+        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
+        x = x if batch_first else x.transpose(0, 1)
+        x = text.ln_final(x[torch.arange(len(x), device=x.device), end])
+        projection = text.text_projection
+        return projection(x) if isinstance(projection, nn.Module) else x @ projection
+
+    def _causal_text(self) -> Any:
+        text = self._text
+        if not all(hasattr(text, part) for part in ("token_embedding", "attn_mask", "ln_final")) or (
+            text.attn_mask is None
+        ):
+            raise UsageError(
+                f"{self.name} has no causal CLIP text tower, so no prompt can be learned in it; "
+                "it can serve as a teacher. Choose a CLIP such as 'ViT-B/16' as the student"
+            )
+        return text
+
+
+def load_vlm(name: str) -> VLM:
+    """Load a CLIP model onto the CPU in float32.
+
+    Args:
+        name: one of
+            a bundled demo model ("shapes-student", "shapes-teacher");
+            CoOp's names ("RN50", "ViT-B/16", "ViT-L/14@336px": OpenAI's weights);
+            open_clip's "ARCHITECTURE:TAG" ("ViT-H-14-378-quickgelu:dfn5b");
+            a local file that says what it is: OpenAI's TorchScript archive, a state dict with OpenAI's three
+            marks (input_resolution, context_length, vocab_size), a safetensors file with an `open_clip_config`;
+            "ARCHITECTURE:FILE" for any other local checkpoint, where ARCHITECTURE is CoOp's or open_clip's name.
+
+    Raises:
+        UsageError: unknown name, unknown tag, wrong activation for the weights, file not found, no network.
+    """
+    path = BUNDLED.get(name, Path(name).expanduser())
+    if path.is_file():
+        return _from_file(path, name=name, architecture=None)
+    architecture, _, rest = name.partition(":")
+    if not rest:
+        if architecture in OPENAI_NAMES:
+            return _pretrained(OPENAI_NAMES[architecture], "openai", name=name)
+        _refuse(name)
+    architecture = OPENAI_NAMES.get(architecture, architecture)
+    if architecture not in open_clip.list_models():
+        _refuse(name)
+    path = Path(rest).expanduser()
+    if path.is_file():
+        return _from_file(path, name=name, architecture=architecture)
+    return _pretrained(architecture, rest, name=name)
+
+
+def _refuse(name: str) -> None:
+    models = open_clip.list_models()
+    if name in models:
+        tags = [tag for tag in open_clip.list_pretrained_tags_by_model(name)]
+        raise UsageError(f"{name!r} names an architecture without weights: write '{name}:TAG' with TAG one of {tags}")
+    if "/" in name.partition(":")[2] or name.endswith((".pt", ".pth", ".bin", ".safetensors")):
+        raise UsageError(f"no model file at {name!r} (looked in {Path(name).expanduser().absolute().parent})")
+    known = [*OPENAI_NAMES, *BUNDLED, *models]
+    raise UsageError(
+        f"unknown model {name!r}: expected a file, one of {[*OPENAI_NAMES, *BUNDLED]}, or open_clip's "
+        f"'ARCHITECTURE:TAG'.{did_you_mean(name.partition(':')[0], known)}"
+    )
+
+
+def _pretrained(architecture: str, tag: str, *, name: str) -> VLM:
+    """Weights by open_clip's name and tag: from OpenAI's own cache, the hub's cache, or the network."""
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in tags:
+        raise UsageError(
+            f"{architecture} has no weights {tag!r} and there is no such file: expected one of {tags} or a path."
+            f"{did_you_mean(tag, tags)}"
+        )
+    weights = open_clip.pretrained.get_pretrained_cfg(architecture, tag)
+    _check_activation(architecture, tag, bool(weights.get("quick_gelu", False)))
+    file = Path(urllib.parse.urlparse(weights.get("url", "")).path).name
+    in_clip_cache = Path("~/.cache/clip").expanduser() / (file or "-")
+    if in_clip_cache.is_file():
+        return _from_file(in_clip_cache, name=name, architecture=architecture, preprocess=weights)
+    hub = weights.get("hf_hub", "").rstrip("/")
+    cached = _in_hub_cache(hub)
+    if cached is None and not _online():
+        where = f"{weights['url']} to {in_clip_cache}" if file else f"https://huggingface.co/{hub} to a local file"
+        raise UsageError(
+            f"the weights of {name!r} are not on this machine and there is no network. On a machine that has one "
+            f"download {where}, or give a local file as '{architecture}:FILE'"
+        )
+    if cached is not None:
+        return _from_file(cached, name=name, architecture=architecture, preprocess=weights)
+    model = open_clip.create_model(architecture, pretrained=tag)
+    return _wrap(model, name=name, architecture=architecture)
+
+
+def _check_activation(architecture: str, tag: str, weights_quick_gelu: bool) -> None:
+    has_quick_gelu = bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu", False))
+    if has_quick_gelu == weights_quick_gelu:
+        return
+    stem = architecture.removesuffix("-quickgelu")
+    right = f"{stem}-quickgelu" if weights_quick_gelu else stem
+    raise UsageError(
+        f"{architecture!r} computes {'QuickGELU' if has_quick_gelu else 'GELU'}, but the weights {tag!r} were trained "
+        f"with {'QuickGELU' if weights_quick_gelu else 'GELU'}, which costs points silently. Use '{right}:{tag}'"
+    )
+
+
+def _online() -> bool:
+    """Whether names resolve: the hub client would otherwise retry for most of a minute before it says no."""
+    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        socket.getaddrinfo("huggingface.co", 443)
+    except OSError:
+        return False
+    return True
+
+
+def _in_hub_cache(repository: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"):
+        found = try_to_load_from_cache(repository, file) if repository.count("/") == 1 else None
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def _from_file(path: Path, *, name: str, architecture: str | None, preprocess: dict[str, Any] | None = None) -> VLM:
+    if path.suffix == ".safetensors":
+        with safe_open(str(path), framework="pt") as file:
+            config = json.loads((file.metadata() or {}).get("open_clip_config", "null"))
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    else:
+        config, state = None, _read_torch_file(path)
+    if config is not None:
+        return _from_config(config, state, name=name)
+    if all(mark in state for mark in _OPENAI_MARKS):
+        model = open_clip.model.build_model_from_openai_state_dict(state)
+        return _wrap(model, name=name, architecture=None)
+    if architecture is None:
+        raise UsageError(
+            f"{path} holds weights but does not say of which model or activation: "
+            f"write 'ARCHITECTURE:{path}', for example 'ViT-B/16:{path}'"
+        )
+    model = open_clip.create_model(architecture, load_weights=False)
+    try:
+        model.load_state_dict({key: value for key, value in state.items() if key not in _OPENAI_MARKS})
+    except RuntimeError as error:
+        raise UsageError(f"{path} does not fit {architecture}: {error}") from error
+    return _wrap(model, name=name, architecture=architecture, preprocess=preprocess)
+
+
+def _read_torch_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a TorchScript archive or of a checkpoint; a checkpoint is read without running its pickle."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.endswith("constants.pkl") for entry in archive.namelist()):
+                return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UsageError(
+            f"{path} is not a checkpoint of plain tensors ({type(error).__name__}). If you trust it, load it once with "
+            "torch.load(..., weights_only=False) and save its state_dict as safetensors"
+        ) from error
+    state = state.get("state_dict", state)
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _from_config(config: dict[str, Any], state: dict[str, Tensor], *, name: str) -> VLM:
+    """A self-describing file. Its token embedding may hold only the rows that its vocabulary uses."""
+    model = open_clip.CLIP(
+        embed_dim=config["embed_dim"],
+        vision_cfg=config["vision_cfg"],
+        text_cfg=config["text_cfg"],
+        quick_gelu=config.get("quick_gelu", False),
+    )
+    if "token_embedding.ids" in state:
+        table = torch.zeros_like(model.token_embedding.weight)
+        table[state.pop("token_embedding.ids").long()] = state.pop("token_embedding.rows").float()
+        state["token_embedding.weight"] = table
+    model.load_state_dict(state)
+    size = config["vision_cfg"]["image_size"]
+    image = ImageSpec(size, tuple(config["mean"]), tuple(config["std"]))
+    tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    return VLM(model, name=name, tokenizer=tokenizer, image=image)
+
+
+def _wrap(model: Any, *, name: str, architecture: str | None, preprocess: dict[str, Any] | None = None) -> VLM:
+    preprocess = preprocess or getattr(model.visual, "preprocess_cfg", None) or {}
+    size = model.visual.image_size
+    image = ImageSpec(
+        size=int(size[0] if isinstance(size, Sequence) else size),
+        mean=tuple(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        std=tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD)),
+    )
+    if architecture is None:
+        tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
+    else:
+        tokenizer = open_clip.get_tokenizer(architecture)
+    return VLM(model, name=name, tokenizer=tokenizer, image=image)
+
+
+def imagenet_templates() -> tuple[str, ...]:
+    """CLIP's 80 prompt templates for ImageNet, with "{}" for the class name (from open_clip's metadata)."""
+    return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
