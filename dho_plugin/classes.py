@@ -1,0 +1,105 @@
+"""Which classes a model knows, which a test set asks about, and the map between them.
+
+Names cannot serve as identity: ImageNet has two cranes and two maillots. A class is therefore known by its WordNet id
+(the folder of its images) wherever there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UsageError
+
+WNID = re.compile(r"n\d{8}")
+
+# CoOp's single prompts, by registered dataset name; any other dataset takes DEFAULT_TEMPLATE.
+DEFAULT_TEMPLATE = "a photo of a {}."
+TEMPLATES = {
+    "OxfordPets": "a photo of a {}, a type of pet.",
+    "OxfordFlowers": "a photo of a {}, a type of flower.",
+    "FGVCAircraft": "a photo of a {}, a type of aircraft.",
+    "DescribableTextures": "{} texture.",
+    "EuroSAT": "a centered satellite photo of {}.",
+    "Food101": "a photo of {}, a type of food.",
+    "UCF101": "a photo of a person doing {}.",
+}
+
+
+class ClassList(NamedTuple):
+    """The classes in label order: their ids (WordNet folders where known, else their names) and their names."""
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def rows(self, wanted: ClassList) -> Tensor | None:
+        """Indices into this list of the wanted classes, in their order: int64 (K,); None if the lists are the same.
+
+        Raises:
+            UsageError: a wanted class that is not in this list; no class is ever guessed or dropped.
+        """
+        if wanted.ids == self.ids:
+            return None
+        if len(wanted.ids) == len(self.ids) and wanted.names == self.names:
+            return None  # ImageNet-V2's folders are label numbers: same list, other spelling of the ids
+        position = {id_: row for row, id_ in enumerate(self.ids)}
+        missing = [f"{id_} ({name})" for id_, name in zip(wanted.ids, wanted.names, strict=True) if id_ not in position]
+        if missing:
+            raise UsageError(
+                f"{len(missing)} of {len(wanted.ids)} classes of the test set are not among the {len(self.ids)} "
+                f"classes the model was trained on, first {missing[0]}. Evaluate on a set of the same classes, "
+                "with image folders named by WordNet id"
+            )
+        return torch.tensor([position[id_] for id_ in wanted.ids])
+
+    def encode(self) -> Tensor:
+        """As a uint8 tensor, the form in which a checkpoint carries it."""
+        return torch.frombuffer(bytearray(json.dumps([self.ids, self.names]).encode()), dtype=torch.uint8).clone()
+
+    @staticmethod
+    def decode(state: Tensor) -> ClassList:
+        """The reverse of encode."""
+        ids, names = json.loads(bytes(state.cpu().tolist()).decode())
+        return ClassList(tuple(ids), tuple(names))
+
+
+def class_list(dataset: Any) -> ClassList:
+    """The classes of any Dassl dataset, in label order.
+
+    Ids come from the dataset's own `class_ids` if it has them, else from the image folders where each class has one and its name
+    is a WordNet id, else they are the names.
+
+    Args:
+        dataset: a Dassl DatasetBase; its training images are looked at.
+    """
+    names = tuple(dataset.lab2cname[label] for label in sorted(dataset.lab2cname))
+    if hasattr(dataset, "class_ids"):
+        return ClassList(tuple(dataset.class_ids), names)
+    folders: dict[int, set[str]] = {}
+    for item in dataset.train_x:
+        folders.setdefault(item.label, set()).add(os.path.basename(os.path.dirname(item.impath)))
+    ids = [folder for _, of_label in sorted(folders.items()) for folder in of_label]
+    if len(ids) == len(set(ids)) == len(names) and all(WNID.fullmatch(id_) for id_ in ids):
+        return ClassList(tuple(ids), names)
+    return ClassList(names, names)
+
+
+class KnowsClasses(nn.Module):
+    """Mixed into a module whose parameters belong to classes: the class list travels in its state dict.
+
+    It is stored as a tensor, so that the checkpoint loads with weights_only.
+    """
+
+    classes: ClassList
+
+    def get_extra_state(self) -> Tensor:
+        return self.classes.encode()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if ClassList.decode(state) != self.classes:
+            raise UsageError("the checkpoint was trained on other classes than the model was built for")

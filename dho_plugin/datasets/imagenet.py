@@ -1,0 +1,185 @@
+"""ImageNet and its four variants in CoOp's folder layout.
+
+Each is a root folder with `classnames.txt` ("<wnid> <name>" a line) and class folders. Listings are sorted, so that a
+K-shot split is the same on every machine (CoOp takes the order in which the file system lists).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import UsageError
+from ..host import DatasetBase, Datum
+from ..registration import register_dataset
+
+
+def read_classnames(path: Path) -> dict[str, str]:
+    """Class names by folder id, in file order.
+
+    Raises:
+        UsageError: no such file, or a line without a name; it gives the line number.
+    """
+    if not path.is_file():
+        list_folder(path.parent)  # where the folder itself is missing, that is the message wanted
+        raise UsageError(f"no class names at {path}: expected CoOp's classnames.txt, one '<wnid> <name>' a line")
+    names: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        id_, _, name = line.strip().partition(" ")
+        if not name:
+            raise UsageError(f"{path}, line {number}: expected '<wnid> <name>', got {line!r}")
+        names[id_] = name.strip()
+    return names
+
+
+def list_folder(path: Path) -> list[Path]:
+    """Sorted visible entries of a folder.
+
+    Raises:
+        UsageError: there is no such folder; it says what stands in the nearest folder above that exists.
+    """
+    if path.is_dir():
+        return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    above = next(parent for parent in path.parents if parent.is_dir())
+    there = sorted(entry.name for entry in above.iterdir())
+    raise UsageError(
+        f"missing folder {path}: {above} holds {there[:10] or 'nothing'}. "
+        "Check --root, which is the folder above the dataset's own (see CoOp's DATASETS.md for the layouts)"
+    )
+
+
+def subsample_classes(items: list[Datum], num_classes: int, subsample: str) -> list[Datum]:
+    """CoOp's base-to-new split: the first half of the classes (rounded up) is "base", the rest "new".
+
+    Args:
+        items: Dassl items. num_classes: C. subsample: "all", "base" or "new".
+
+    Returns:
+        The items of those classes, labelled from 0.
+    """
+    if subsample not in ("all", "base", "new"):
+        raise UsageError(f"DATASET.SUBSAMPLE_CLASSES must be all, base or new, got {subsample!r}")
+    half = math.ceil(num_classes / 2)
+    first, last = {"all": (0, num_classes), "base": (0, half), "new": (half, num_classes)}[subsample]
+    return [
+        Datum(impath=item.impath, label=item.label - first, domain=item.domain, classname=item.classname)
+        for item in items
+        if first <= item.label < last
+    ]
+
+
+class ClassFolders(DatasetBase):
+    """Class folders named by id: the reader behind every dataset of this file.
+
+    Attributes:
+        folder: the dataset's folder below DATASET.ROOT. images: folder(s) of class folders below that.
+        numbered: class folders are label numbers instead of ids (ImageNet-V2).
+    """
+
+    folder: ClassVar[str]
+    images: ClassVar[str] = "images"
+    numbered: ClassVar[bool] = False
+
+    def __init__(self, cfg: Any) -> None:
+        self.dataset_dir = str(Path(cfg.DATASET.ROOT).expanduser().absolute() / self.folder)
+        self.names = read_classnames(Path(self.dataset_dir) / "classnames.txt")
+        test = self.read(self.images)
+        super().__init__(train_x=test, test=test)
+
+    def read(self, images: str) -> list[Datum]:
+        """All images below <dataset>/<images>/<class folder>/, labelled by the sorted order of the folders."""
+        folders = [entry for entry in list_folder(Path(self.dataset_dir) / images) if entry.is_dir()]
+        ordered = list(self.names)
+        if self.numbered:
+            folders.sort(key=lambda entry: int(entry.name))
+            ids = [ordered[int(entry.name)] for entry in folders]
+        else:
+            ids = [entry.name for entry in folders]
+        unknown = [id_ for id_ in ids if id_ not in self.names]
+        if unknown:
+            raise UsageError(
+                f"{len(unknown)} class folders of {self.dataset_dir} have no class name, first {unknown[0]!r}"
+            )
+        if not folders:
+            raise UsageError(f"no class folders in {Path(self.dataset_dir) / images}")
+        self.class_ids = ids
+        return [
+            Datum(impath=str(file), label=label, classname=self.names[id_])
+            for label, (id_, entry) in enumerate(zip(ids, folders, strict=True))
+            for file in list_folder(entry)
+        ]
+
+
+class TrainableFolders(ClassFolders):
+    """Class folders with a training set of which K images a class are labelled.
+
+    Attributes:
+        train_folder, val_folder, test_folder: subfolders of `images`.
+    """
+
+    train_folder: ClassVar[str] = "train"
+    val_folder: ClassVar[str] = "val"
+    test_folder: ClassVar[str] = "val"
+
+    def __init__(self, cfg: Any) -> None:
+        self.dataset_dir = str(Path(cfg.DATASET.ROOT).expanduser().absolute() / self.folder)
+        self.names = read_classnames(Path(self.dataset_dir) / "classnames.txt")
+        test = self.read(f"{self.images}/{self.test_folder}")
+        test_ids = self.class_ids
+        val = test if self.val_folder == self.test_folder else self.read(f"{self.images}/{self.val_folder}")
+        train = self.read(f"{self.images}/{self.train_folder}")
+        if test_ids != self.class_ids:
+            odd = sorted(set(test_ids).symmetric_difference(self.class_ids))
+            raise UsageError(
+                f"{self.dataset_dir}: train and test folders differ in {len(odd)} classes, first {odd[0]!r}"
+            )
+        # Drawn by Dassl's own function at the same point as CoOp's dataset, from the same state: the same K shots.
+        labeled = self.generate_fewshot_dataset(train, num_shots=cfg.DATASET.NUM_SHOTS)
+        sets = [subsample_classes(part, len(test_ids), cfg.DATASET.SUBSAMPLE_CLASSES) for part in (labeled, val, test)]
+        half = math.ceil(len(test_ids) / 2)
+        self.class_ids = {"all": test_ids, "base": test_ids[:half], "new": test_ids[half:]}[
+            cfg.DATASET.SUBSAMPLE_CLASSES
+        ]
+        DatasetBase.__init__(self, train_x=sets[0], val=sets[1], test=sets[2])
+
+
+@register_dataset
+class ImageNet(TrainableFolders):
+    """ImageNet; as is usual, its validation images are the test set (and are returned as `val` too, as CoOp does)."""
+
+    folder = "imagenet"
+
+
+@register_dataset
+class ImageNetV2(ClassFolders):
+    """ImageNet-V2, matched frequency: folders 0 to 999 in the order of classnames.txt."""
+
+    folder = "imagenetv2"
+    images = "imagenetv2-matched-frequency-format-val"
+    numbered = True
+
+
+@register_dataset
+class ImageNetSketch(ClassFolders):
+    """ImageNet-Sketch, all 1000 classes."""
+
+    folder = "imagenet-sketch"
+
+
+@register_dataset
+class ImageNetA(ClassFolders):
+    """ImageNet-A(dversarial), 200 classes."""
+
+    folder = "imagenet-adversarial"
+    images = "imagenet-a"
+
+
+@register_dataset
+class ImageNetR(ClassFolders):
+    """ImageNet-R(endition), 200 classes."""
+
+    folder = "imagenet-rendition"
+    images = "imagenet-r"

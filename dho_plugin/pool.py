@@ -1,0 +1,69 @@
+"""The unlabelled images of any Dassl dataset: build it once more with all shots and take the labelled ones away."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import UsageError
+from .host import Datum, build_dataset
+
+POOLS = ("complement", "union")
+
+
+def _path(item: Datum) -> str:
+    return os.path.normpath(os.path.abspath(item.impath))
+
+
+def unlabeled_paths(cfg: Any, labeled: Sequence[Datum], *, pool: str = "complement") -> list[str]:
+    """Paths of the images that are used without labels; labels are dropped here, so none can reach a loss.
+
+    Args:
+        cfg: the run's configuration; cfg.DATASET names the dataset, NUM_SHOTS is ignored.
+        labeled: the labelled training images that the dataset drew.
+        pool: "complement" (the public code: labelled images are left out) or "union" (Algorithm 1, line 7).
+
+    Raises:
+        UsageError: nothing is left, or labelled images that the full set does not have (a split of another folder).
+    """
+    everything = cfg.clone()
+    everything.defrost()
+    everything.DATASET.NUM_SHOTS = -1
+    everything.VERBOSE = False
+    # Some datasets draw a train/val split while they are built: the run's own draws must not depend on this build.
+    state = random.getstate()
+    full = build_dataset(everything)
+    random.setstate(state)
+    paths = [_path(item) for item in (full.train_u or full.train_x)]
+    taken = {_path(item) for item in labeled}
+    strangers = taken.difference(_path(item) for item in full.train_x)
+    if strangers:
+        raise UsageError(
+            f"{len(strangers)} of {len(taken)} labelled images are not in {cfg.DATASET.NAME}'s training set, first "
+            f"{min(strangers)}: the few-shot split was probably cached for another folder; delete its cache"
+        )
+    rest = paths if pool == "union" else [path for path in paths if path not in taken]
+    if not rest:
+        raise UsageError(
+            f"{cfg.DATASET.NAME} has {len(paths)} training images and all are labelled, so none is left unlabelled: "
+            "lower --shots, or run on labels only (--labels-only)"
+        )
+    return rest
+
+
+def check_shots(labeled: Sequence[Datum], shots: int, names: dict[int, str]) -> None:
+    """Refuse a K-shot split in which a class has fewer than K images.
+
+    Raises:
+        UsageError: it lists the classes and their counts.
+    """
+    counts = Counter(item.label for item in labeled)
+    short = [f"{name} ({counts[label]})" for label, name in sorted(names.items()) if counts[label] < shots]
+    if shots > 0 and short:
+        raise UsageError(
+            f"--shots {shots}: {len(short)} classes have fewer training images: {', '.join(short[:8])}"
+            f"{' ...' if len(short) > 8 else ''}. Use at most {min(counts.values())} shots"
+        )

@@ -1,0 +1,153 @@
+"""Order and augmentation as pure functions.
+
+The order of pass e over a set is f(seed, e); the crop and flip of an image in pass e are f(seed, image, e). Nothing is
+drawn from a generator whose state depends on history, workers or library version, so every method compared sees the
+same images and crops, a run continues anywhere, and a stored teacher answer stays valid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+from .errors import UsageError
+
+INTERPOLATIONS = {
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+    "nearest": InterpolationMode.NEAREST,
+}
+_CROP_ATTEMPTS = 10
+_COUNTERS = np.arange(1 + 4 * _CROP_ATTEMPTS)
+_RATIO = (3 / 4, 4 / 3)
+
+
+class View(NamedTuple):
+    """One augmented view: a box in pixels of the original image, and whether it is mirrored."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    flip: bool
+
+
+class ViewPolicy(NamedTuple):
+    """Which views are drawn: random resized crop (area `scale`, aspect 3/4 to 4/3) and horizontal flip, or neither."""
+
+    crop: bool = True
+    flip: bool = True
+    scale: tuple[float, float] = (0.5, 1.0)
+
+
+def hash64(*words: int | np.ndarray) -> np.ndarray:
+    """A counter-based random number: uint64 from any integers; arrays broadcast (SplitMix64's finaliser, chained)."""
+    state = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for word in words:
+            state = state ^ (np.asarray(word).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return np.asarray(state)
+
+
+def uniform(*words: int | np.ndarray) -> np.ndarray:
+    """hash64 as float64 in [0, 1)."""
+    return (hash64(*words) >> np.uint64(11)).astype(np.float64) / float(2**53)
+
+
+def image_key(path: str | Path, root: str | Path) -> int:
+    """An image's identity: a hash of its path below the dataset root, so that moving the root changes nothing."""
+    try:
+        relative = Path(path).absolute().relative_to(Path(root).expanduser().absolute()).as_posix()
+    except ValueError:
+        relative = Path(path).name
+    return int.from_bytes(hashlib.blake2b(relative.encode(), digest_size=8).digest(), "little")
+
+
+def permutation(size: int, *, seed: int, stream: int, pass_: int) -> np.ndarray:
+    """The order of one pass over a set: int64 (size,), a permutation that depends on its arguments alone."""
+    return np.argsort(hash64(seed, stream, pass_, np.arange(size)), kind="stable")
+
+
+class Order:
+    """An endless sequence over a set: pass after pass, each a fresh permutation, none cut off.
+
+    Args:
+        size: number of images. seed: the run's seed. stream: tells labelled (0) from unlabelled (1) images.
+    """
+
+    def __init__(self, size: int, *, seed: int, stream: int) -> None:
+        if size < 1:
+            raise UsageError("an empty set of images has no order: check the split that was asked for")
+        self.size, self.seed, self.stream = size, seed, stream
+        self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """The image at a position of the endless sequence: (index, pass)."""
+        pass_, offset = divmod(position, self.size)
+        if self._cached[0] != pass_:
+            self._cached = (pass_, permutation(self.size, seed=self.seed, stream=self.stream, pass_=pass_))
+        return int(self._cached[1][offset]), pass_
+
+
+def draw_view(width: int, height: int, policy: ViewPolicy, *, seed: int, key: int, pass_: int) -> View:
+    """The view of an image of width x height pixels in one pass.
+
+    The crop follows the usual rule: area uniform in `scale`, log aspect ratio uniform, ten attempts, then the largest
+    central box of an allowed aspect.
+    """
+    draws = uniform(seed, key, pass_, _COUNTERS)
+    flip = policy.flip and bool(draws[0] < 0.5)
+    if not policy.crop:
+        return View(0, 0, width, height, flip)
+    low, high = policy.scale
+    for area, aspect, x, y in draws[1:].reshape(_CROP_ATTEMPTS, 4).tolist():
+        target = width * height * (low + (high - low) * area)
+        ratio = math.exp(math.log(_RATIO[0]) + (math.log(_RATIO[1]) - math.log(_RATIO[0])) * aspect)
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return View(int(x * (width - w + 1)), int(y * (height - h + 1)), w, h, flip)
+    w = min(width, max(1, round(height * _RATIO[1])))
+    h = min(height, max(1, round(width / _RATIO[0])))
+    return View((width - w) // 2, (height - h) // 2, w, h, flip)
+
+
+def read_image(path: str) -> Image.Image:
+    """Open an image as RGB.
+
+    Raises:
+        UsageError: the file is missing or no image; it names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UsageError(
+            f"cannot read the image {path}: {error}. Replace the file or remove it from the split"
+        ) from error
+
+
+def render(image: Image.Image, view: View, size: int, interpolation: InterpolationMode) -> Tensor:
+    """Cut a view out of an image at one resolution: uint8 (3, size, size). Call it once for each size wanted."""
+    cut = TF.resized_crop(image, view.top, view.left, view.height, view.width, [size, size], interpolation)
+    return _to_uint8(TF.hflip(cut) if view.flip else cut)
+
+
+def center_view(image: Image.Image, size: int, interpolation: InterpolationMode) -> Tensor:
+    """The test view, as Dassl builds it: shorter side to `size`, centre crop; uint8 (3, size, size)."""
+    return _to_uint8(TF.center_crop(TF.resize(image, size, interpolation), [size, size]))
+
+
+def _to_uint8(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
