@@ -1,0 +1,1 @@
+"""The yaml files, installed as package data (dho_plugin/config.py finds them)."""

@@ -1,0 +1,132 @@
+"""Configuration keys of the trainers, where the yaml files are, and the check of every key before it is merged.
+
+Only this file, the trainers and the command line see a configuration; the method itself takes keywords.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode as CN
+
+from .errors import UsageError, did_you_mean
+from .host import cfg_default
+
+CONFIGS = Path(__file__).parent / "configs"
+if not CONFIGS.is_dir():  # an uninstalled clone
+    CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def extend_defaults(cfg: CN = cfg_default) -> None:
+    """Add the keys of this package to a configuration; keys that a host has already defined are left alone."""
+    for section, values in _sections().items():
+        node = cfg
+        for name in section.split("."):
+            if name not in node:
+                node[name] = CN()
+            node = node[name]
+        for key, value in values.items():
+            if key not in node:
+                node[key] = value
+
+
+def _sections() -> dict[str, dict[str, Any]]:
+    return {
+        # all, base or new: CoOp's base-to-new split of the classes
+        "DATASET": {"SUBSAMPLE_CLASSES": "all"},
+        "TRAINER.COOP": {
+            "N_CTX": 16,
+            "CSC": False,
+            "CTX_INIT": "",
+            "PREC": "fp16",
+            "CLASS_TOKEN_POSITION": "end",
+        },
+        "TRAINER.LINEARPROBE": {"PREC": "fp16"},
+        "TRAINER.DHO": {
+            "LAMBDA": 0.5,  # weight of the supervised loss
+            "ZETA": 0.01,  # softmax temperature of the teacher and of the cosine KD head
+            "ETA": 2.0,  # distillation temperature
+            "KD_T2": True,  # multiply the distillation loss by ETA^2
+            "ALPHA": 0.5,  # inference: weight of the CE head
+            "BETA": 1.0,  # inference: temperature of the KD head
+            "UNLABELED": True,  # distil on unlabelled images too
+            "UNLABELED_POOL": "complement",  # or "union": labelled images as well (Algorithm 1, line 7)
+            # Steps of an epoch for this trainer and its control alike; 0: passes over TRAIN.COUNT_ITER's set
+            "STEPS_PER_EPOCH": 0,
+        },
+        "TRAINER.DHO.HEAD": {
+            "KD": "cosine",  # cosine (Eq. 10), linear, official
+            "INIT": "text",  # text (language-aware) or kaiming
+            "LR": 0.0,  # learning rate of the KD head; 0: OPTIM.LR
+        },
+        "TRAINER.DHO.TEACHER": {
+            "NAME": "ViT-L/14@336px",  # anything that dho_plugin.vlm.load_vlm takes
+            # empty: the dataset's single prompt; ["imagenet"]: CLIP's 80; or prompts with "{}" for the class name
+            "TEMPLATES": (),
+        },
+    }
+
+
+def config_file(kind: str, name: str) -> Path:
+    """The yaml file of a dataset (kind "datasets") or of a trainer (kind "trainers", name "CoOp/default").
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    path = CONFIGS / kind / f"{name}.yaml"
+    if path.is_file():
+        return path
+    folder = CONFIGS / kind
+    known = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
+    raise UsageError(f"no {kind} configuration {name!r}: expected one of {known}.{did_you_mean(name, known)}")
+
+
+def merge_file(cfg: CN, path: str | Path) -> None:
+    """Merge a yaml file; an unknown key is named with the nearest known one.
+
+    Raises:
+        UsageError: no such file, no valid yaml, unknown key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no configuration file at {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid yaml: {error}") from error
+    for key in _leaves(values):
+        _check_key(cfg, key, where=str(path))
+    cfg.merge_from_other_cfg(CN(values))
+
+
+def merge_options(cfg: CN, options: Sequence[str]) -> None:
+    """Merge KEY VALUE pairs from the command line.
+
+    Raises:
+        UsageError: an odd number of words, an unknown key, or a value of another type.
+    """
+    if len(options) % 2:
+        raise UsageError(f"options come as KEY VALUE pairs, got an odd number of words: {' '.join(options)}")
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        _check_key(cfg, key, where="the command line")
+        try:
+            cfg.merge_from_list([key, value])
+        except ValueError as error:
+            raise UsageError(f"{key} {value}: {error}") from error
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        keys += _leaves(value, f"{name}.") if isinstance(value, dict) else [name]
+    return keys
+
+
+def _check_key(cfg: CN, key: str, *, where: str) -> None:
+    known = _leaves(cfg)
+    if key not in known:
+        raise UsageError(f"unknown configuration key {key!r} in {where}.{did_you_mean(key, known)}")

@@ -1,0 +1,53 @@
+"""Numerical precision, decided from the device: what was asked for never crashes where it cannot be had."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .errors import UsageError, did_you_mean
+
+CHOICES = ("fp32", "fp16", "amp")
+
+
+class Precision:
+    """How a run computes.
+
+    fp32: everything in float32. amp: float32 weights under autocast with loss scaling. fp16: the same, with the frozen
+    towers stored in float16 (learned parameters stay float32, which CoOp's fp16 does not do). On a CPU both become
+    fp32 with one warning.
+
+    Args:
+        asked: CoOp's PREC. device: where the model is.
+    """
+
+    def __init__(self, asked: str, device: torch.device) -> None:
+        if asked not in CHOICES:
+            raise UsageError(f"unknown precision {asked!r}: expected one of {CHOICES}.{did_you_mean(asked, CHOICES)}")
+        self.name = asked if device.type == "cuda" else "fp32"
+        if self.name != asked:
+            warnings.warn(
+                f"PREC {asked} needs a GPU; this run is on the {device.type} and computes in fp32", stacklevel=2
+            )
+        self.device_type = device.type
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name != "fp32")
+
+    def store(self, frozen: nn.Module) -> nn.Module:
+        """Store a frozen module as this precision wants it."""
+        return frozen.half() if self.name == "fp16" else frozen
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context for forward passes."""
+        return torch.autocast(self.device_type, dtype=torch.float16, enabled=self.name != "fp32")
+
+    def backward_and_update(self, loss: Tensor, optimizers: Iterable[Optimizer]) -> None:
+        """Backward pass and one step of each optimiser; gradients must have been cleared."""
+        self.scaler.scale(loss).backward()
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()

@@ -1,0 +1,129 @@
+"""Learned text prompts (CoOp, arXiv 2109.01134) and the classifier whose rows are their text features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .classes import ClassList, KnowsClasses
+from .errors import UsageError, did_you_mean
+from .vlm import VLM
+
+POSITIONS = ("end", "middle", "front")
+
+
+class PromptLearner(KnowsClasses):
+    """Context tokens [v]_1 ... [v]_M around the class name, learned as word embeddings.
+
+    The parameter is named `ctx`, as in CoOp's checkpoints: the two load each other's.
+
+    Args:
+        vlm: the CLIP model whose text tower reads the prompts.
+        classes: class list; names may contain underscores for spaces.
+        n_ctx: number of context tokens M; ignored where `ctx_init` is given.
+        ctx_init: words to start from, such as "a photo of a"; empty for random vectors (deviation 0.02).
+        class_specific: one context for each class (CSC) instead of one for all.
+        position: where the class name stands: at the "end", in the "middle" or in "front" of the context.
+        seed: of the random vectors, which do not depend on what was drawn before.
+
+    Raises:
+        UsageError: unknown position; a prompt longer than the text tower reads.
+    """
+
+    end: Tensor
+    _start: Tensor
+    _rest: Tensor
+    _layout: Tensor | None
+
+    def __init__(
+        self,
+        vlm: VLM,
+        classes: ClassList,
+        *,
+        n_ctx: int = 16,
+        ctx_init: str = "",
+        class_specific: bool = False,
+        position: str = "end",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if position not in POSITIONS:
+            raise UsageError(
+                f"unknown CLASS_TOKEN_POSITION {position!r}: expected one of {POSITIONS}."
+                f"{did_you_mean(position, POSITIONS)}"
+            )
+        self.classes = classes
+        ctx_init = ctx_init.replace("_", " ").strip()
+        n_ctx = vlm.num_tokens(ctx_init) if ctx_init else n_ctx
+        names = [name.replace("_", " ") for name in classes.names]
+        tokens = vlm.tokenize([f"{ctx_init or ' '.join(['X'] * n_ctx)} {name}." for name in names])
+        end = tokens.argmax(dim=-1)
+        embedded = vlm.embed_tokens(tokens[:, : int(end.max()) + 1])
+        if ctx_init:
+            context = embedded[0, 1 : 1 + n_ctx].clone()
+            context = context.expand(len(names), -1, -1).clone() if class_specific else context
+        else:
+            shape = (len(names), n_ctx) if class_specific else (n_ctx,)
+            context = torch.empty(*shape, embedded.shape[-1])
+            context.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
+        self.ctx = nn.Parameter(context)
+        self.n_ctx = n_ctx
+        self.register_buffer("_start", embedded[:, :1], persistent=False)
+        self.register_buffer("_rest", embedded[:, 1 + n_ctx :], persistent=False)
+        self.register_buffer("end", end, persistent=False)
+        lengths = torch.tensor([vlm.num_tokens(name) for name in names])
+        layout = None if position == "end" else _layout(lengths, n_ctx, embedded.shape[1], position)
+        self.register_buffer("_layout", layout, persistent=False)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Token embeddings of all prompts (C, L, text width) and the positions of their end tokens (C,)."""
+        context = self.ctx if self.ctx.dim() == 3 else self.ctx.expand(len(self._start), -1, -1)
+        prompts = torch.cat([self._start, context, self._rest], dim=1)
+        if self._layout is not None:
+            prompts = prompts.gather(1, self._layout.unsqueeze(-1).expand_as(prompts))
+        return prompts, self.end
+
+
+def _layout(name_lengths: Tensor, n_ctx: int, length: int, position: str) -> Tensor:
+    """For each class the order in which the tokens of "start context name rest" are to be read: (C, length)."""
+    before = n_ctx // 2 if position == "middle" else 0
+    rows = []
+    for name_length in name_lengths.tolist():
+        name = range(1 + n_ctx, 1 + n_ctx + name_length)
+        order = [0, *range(1, 1 + before), *name, *range(1 + before, 1 + n_ctx), *range(name.stop, length)]
+        rows.append(torch.tensor(order[:length]))
+    return torch.stack(rows)
+
+
+class PromptedClassifier(nn.Module):
+    """CLIP's classifier with learned prompts: logits = scale * cos(image feature, text feature of the class's prompt).
+
+    In evaluation mode the text is encoded once; `train()` and `eval()` forget it.
+
+    Args:
+        vlm: the frozen CLIP model. prompt_learner: gives the prompts.
+    """
+
+    def __init__(self, vlm: VLM, prompt_learner: PromptLearner) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.prompt_learner = prompt_learner
+        self._kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> PromptedClassifier:
+        self._kept = None
+        return super().train(mode)
+
+    def text_features(self) -> Tensor:
+        """Unit-length text features (C, width), float32."""
+        if self._kept is not None and not torch.is_grad_enabled():
+            return self._kept
+        features = F.normalize(self.vlm.encode_text_embeddings(*self.prompt_learner()).float(), dim=-1)
+        if not self.training and not torch.is_grad_enabled():
+            self._kept = features
+        return features
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Image features (N, width) -> logits (N, C)."""
+        return self.vlm.logit_scale * F.normalize(features.float(), dim=-1) @ self.text_features().t()

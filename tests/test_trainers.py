@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import dho_plugin.trainers  # noqa: F401 - registers
+import pytest
+import runs
+import torch
+
+from dho_plugin import DualHeadLogits, interpolate
+from dho_plugin.classes import ClassList, class_list
+from dho_plugin.errors import UsageError
+from dho_plugin.host import TRAINER_REGISTRY
+from dho_plugin.shifts import load_shifts
+
+OURS = [n for n in TRAINER_REGISTRY.registered_names() if TRAINER_REGISTRY.get(n).__module__.startswith("dho_plugin.")]
+TRAINED = [name for name in OURS if name != "ZeroshotCLIP"]
+DHO = [name for name in OURS if name.endswith("DHO")]
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {f"{n}.{k}": v.clone() for n, m in trainer._models.items() for k, v in m.named_parameters()}
+
+
+def test_the_expected_trainers_are_registered():
+    assert {"ZeroshotCLIP", "CoOp", "CoOpDHO", "LinearProbe", "LinearProbeDHO"} <= set(OURS)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_trainer_trains_evaluates_saves_and_loads(workspace, tmp_path, name):
+    row = runs.run(workspace, name, tmp_path / "train", "--ood")
+    assert list(row) == ["test", "V2", "Sketch", "R", "A"]
+    trainer = runs.make(workspace, name, tmp_path / "again", f"--eval-only --model-dir {tmp_path / 'train'}")
+    trainer.load_model(str(tmp_path / "train"))
+    assert trainer.test() == row["test"]
+    for folder in trainer._models:
+        files = sorted(path.name for path in (tmp_path / "train" / folder).iterdir())
+        assert files == ["checkpoint", "model.pth.tar-2"]
+        checkpoint = torch.load(tmp_path / "train" / folder / "model.pth.tar-2", weights_only=True)
+        assert {"state_dict", "epoch", "optimizer", "scheduler", "val_result"} <= set(checkpoint)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_moves_what_is_learned_and_nothing_else(workspace, tmp_path, name):
+    trainer = runs.make(workspace, name, tmp_path)
+    learned, frozen = weights(trainer), {k: v.clone() for k, v in trainer.vlm.state_dict().items()}
+    trainer.train()
+    for key, value in weights(trainer).items():
+        assert not torch.equal(value, learned[key]), key
+    for key, value in trainer.vlm.state_dict().items():
+        assert torch.equal(value, frozen[key]), key
+
+
+@pytest.mark.parametrize("name", DHO)
+@pytest.mark.parametrize("pool", ["labels", "unlabelled"])
+def test_without_kd_weight_the_ce_pathway_is_the_control_step_for_step(workspace, tmp_path, name, pool, monkeypatch):
+    """Exact with labels only; with unlabelled images the features come from a larger batch (last-bit differences)."""
+    traces = {}
+    for which in (name, name.removesuffix("DHO")):
+        flags = "--labels-only" if pool == "labels" else ""
+        trainer = runs.make(workspace, which, tmp_path / which, flags, "TRAINER.DHO.LAMBDA 1.0")
+        trace = traces[which] = []
+        step = trainer.forward_backward
+
+        def recording(batch, step=step, trace=trace, trainer=trainer):
+            summary = step(batch)
+            trace.append({k: v for k, v in weights(trainer).items() if not k.startswith("kd_head")})
+            return summary
+
+        monkeypatch.setattr(trainer, "forward_backward", recording)
+        trainer.train()
+    ours, control = traces.values()
+    assert len(ours) == len(control) == 6
+    for a, b in zip(ours, control, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            if pool == "labels":
+                assert torch.equal(a[key], b[key])
+            else:
+                torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", DHO)
+def test_kd_reaches_the_kd_head_and_unlabelled_images_matter(workspace, tmp_path, name):
+    def final(flags: str, options: str) -> torch.Tensor:
+        trainer = runs.make(workspace, name, tmp_path / f"{flags}{options}".replace(" ", "_"), flags, options)
+        trainer.train()
+        return next(trainer.kd_head.parameters()).detach().clone()
+
+    base = final("", "")
+    assert not torch.equal(base, final("--labels-only", ""))
+    assert not torch.equal(base, final("", "TRAINER.DHO.UNLABELED_POOL union"))
+    assert not torch.equal(base, final("", "TRAINER.DHO.KD_T2 False OPTIM.NAME sgd"))
+
+
+def test_labels_of_unlabelled_images_reach_no_loss(workspace, tmp_path, monkeypatch):
+    from dho_plugin import pool
+
+    def final(output: str) -> dict[str, torch.Tensor]:
+        trainer = runs.make(workspace, "CoOpDHO", tmp_path / output)
+        trainer.train()
+        return weights(trainer)
+
+    honest = final("honest")
+    original = pool.build_dataset
+
+    def garbage(cfg):
+        dataset = original(cfg)
+        for item in dataset.train_x:
+            item._label = 5 - item.label
+            item._classname = "garbage"
+        return dataset
+
+    monkeypatch.setattr(pool, "build_dataset", garbage)
+    poisoned = final("poisoned")
+    assert all(torch.equal(honest[key], poisoned[key]) for key in honest)
+
+
+@pytest.mark.parametrize("head", ["cosine", "linear", "official"])
+@pytest.mark.parametrize("init", ["text", "kaiming"])
+def test_heads_and_initialisations_run(workspace, tmp_path, head, init):
+    options = f"TRAINER.DHO.HEAD.KD {head} TRAINER.DHO.HEAD.INIT {init} TRAINER.DHO.HEAD.LR 0.01"
+    trainer = runs.make(workspace, "LinearProbeDHO", tmp_path, "", options)
+    rates = {name: optim.param_groups[0]["initial_lr"] for name, optim in trainer._optims.items()}
+    assert rates == {"ce_head": 5e-5, "kd_head": 0.01}
+    trainer.train()
+    assert 0 <= trainer.last_accuracy <= 100
+
+
+@pytest.mark.parametrize("options", ["TRAINER.COOP.CSC True", "TRAINER.COOP.CLASS_TOKEN_POSITION middle",
+                                     "TRAINER.COOP.CLASS_TOKEN_POSITION front", "TRAINER.COOP.N_CTX 4"])  # fmt: skip
+def test_coops_options_run_and_survive_a_change_of_test_set(workspace, tmp_path, options):
+    row = runs.run(workspace, "CoOpDHO", tmp_path / "train", "--ood", options)
+    cfg = f"--eval-only --model-dir {tmp_path / 'train'} --dataset imagenet_r"
+    assert runs.run(workspace, "CoOpDHO", tmp_path / "eval", cfg, f"{options} DATASET.NUM_SHOTS -1")["test"] == row["R"]
+
+
+def test_a_subset_of_classes_is_chosen_by_wordnet_id_before_the_softmax(workspace, tmp_path):
+    trainer = runs.make(workspace, "LinearProbeDHO", tmp_path)
+    trainer.train()
+    dataset = load_shifts(trainer.cfg, {"R": "ImageNetR"})["R"]
+    assert [trainer.classes.ids[i] for i in trainer.classes.rows(class_list(dataset))] == list(dataset.class_ids)
+    batch = next(iter(trainer.dm.evaluation_loader(dataset.test)))
+    images, _ = trainer.parse_batch_test(batch)
+    trainer.set_model_mode("eval")
+    with torch.no_grad():
+        full = trainer.model(images)
+        with trainer.testing_on(dataset):
+            shown = trainer.model_inference(images)
+    rows = [1, 3, 5]
+    expected = interpolate(DualHeadLogits(full.ce[:, rows], full.kd[:, rows]), alpha=0.5, beta=1.0)
+    torch.testing.assert_close(shown, expected)
+    assert not torch.allclose(shown, interpolate(full, alpha=0.5, beta=1.0)[:, rows])
+
+
+def test_a_class_that_cannot_be_mapped_stops_the_run_before_training(workspace, tmp_path):
+    known = ClassList(("n1", "n2"), ("crane", "crane"))
+    with pytest.raises(UsageError, match=r"n3 \(owl\)"):
+        known.rows(ClassList(("n2", "n3"), ("crane", "owl")))
+    assert known.rows(ClassList(("n2",), ("crane",))).tolist() == [1]
+
+
+def test_resumed_run_equals_the_unbroken_one(workspace, tmp_path):
+    unbroken = runs.make(workspace, "CoOpDHO", tmp_path / "a", "", "OPTIM.MAX_EPOCH 4 OPTIM.WARMUP_EPOCH 1")
+    unbroken.train()
+    options = "OPTIM.MAX_EPOCH 4 OPTIM.WARMUP_EPOCH 1 TRAIN.CHECKPOINT_FREQ 1"
+    first = runs.make(workspace, "CoOpDHO", tmp_path / "b", "", options)
+    first.max_epoch = 2
+    first.train()
+    second = runs.make(workspace, "CoOpDHO", tmp_path / "b", "", options)
+    second.train()
+    for key, value in weights(second).items():
+        assert torch.equal(value, weights(unbroken)[key]), key
+
+
+def test_best_model_on_validation_is_saved_and_deployed(workspace, tmp_path):
+    row = runs.run(workspace, "CoOpDHO", tmp_path, "", "TEST.FINAL_MODEL best_val")
+    assert (tmp_path / "kd_head" / "model-best.pth.tar").is_file()
+    again = runs.run(workspace, "CoOpDHO", tmp_path / "eval", f"--eval-only --model-dir {tmp_path}")
+    assert again == row
+
+
+def test_a_checkpoint_of_coops_own_is_loaded(workspace, tmp_path):
+    """It has token_prefix and token_suffix beside ctx, and no class list."""
+    ctx = torch.randn(16, 64)
+    state = {"ctx": ctx, "token_prefix": torch.zeros(6, 1, 64), "token_suffix": torch.zeros(6, 60, 64)}
+    folder = tmp_path / "prompt_learner"
+    folder.mkdir()
+    checkpoint = {"state_dict": state, "epoch": 50, "optimizer": None, "scheduler": None, "val_result": None}
+    torch.save(checkpoint, folder / "model.pth.tar-50")
+    trainer = runs.make(workspace, "CoOp", tmp_path / "out")
+    trainer.load_model(str(tmp_path), epoch=50)
+    assert torch.equal(trainer.ce_head.prompt_learner.ctx, ctx)
+    with pytest.raises(UsageError, match=r"model\.pth\.tar-50"):
+        trainer.load_model(str(tmp_path), epoch=7)
+
+
+def test_an_evaluation_needs_no_teacher(workspace, tmp_path):
+    runs.run(workspace, "CoOpDHO", tmp_path / "train")
+    flags = f"--eval-only --model-dir {tmp_path / 'train'} --teacher nowhere.pt"
+    assert "test" in runs.run(workspace, "CoOpDHO", tmp_path / "eval", flags)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(workspace, tmp_path):
+    def final(seed: int, output: str) -> dict[str, torch.Tensor]:
+        trainer = runs.make(workspace, "CoOpDHO", tmp_path / output, f"--seed {seed}")
+        trainer.train()
+        return weights(trainer)
+
+    first, again, other = final(0, "a"), final(0, "b"), final(2, "c")
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not any(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_half_precision_on_a_cpu_becomes_fp32_with_a_warning(workspace, tmp_path):
+    with pytest.warns(UserWarning, match="computes in fp32"):
+        trainer = runs.make(workspace, "CoOpDHO", tmp_path, "", "TRAINER.COOP.PREC fp16")
+    assert trainer.precision.name == "fp32"
+    with pytest.raises(UsageError, match="Did you mean 'fp16'"):
+        runs.make(workspace, "CoOpDHO", tmp_path, "", "TRAINER.COOP.PREC fp6")
+
+
+def test_a_nan_loss_stops_before_the_step_is_applied(workspace, tmp_path, monkeypatch):
+    trainer = runs.make(workspace, "CoOpDHO", tmp_path)
+    before = weights(trainer)
+    teacher = trainer.teacher.forward
+    monkeypatch.setattr(trainer.teacher, "forward", lambda views: teacher(views) * float("nan"))
+    with pytest.raises(FloatingPointError):
+        trainer.train()
+    assert all(torch.equal(before[key], value) for key, value in weights(trainer).items())
+
+
+def test_too_many_shots_and_an_empty_pool_are_said_at_once(workspace, tmp_path):
+    with pytest.raises(UsageError, match=r"6 classes have fewer.*tench \(4\)"):
+        runs.make(workspace, "CoOp", tmp_path, "--shots 16")
+    trainer = runs.make(workspace, "CoOpDHO", tmp_path, "--shots 4")
+    with pytest.raises(UsageError, match="--labels-only"):
+        trainer.train()
+
+
+def test_every_row_of_a_comparison_takes_the_same_steps(workspace, tmp_path):
+    steps = {
+        len(runs.make(workspace, name, tmp_path / name, flags).train_loader_x)
+        for name, flags in (("CoOp", ""), ("CoOpDHO", ""), ("CoOpDHO", "--labels-only"), ("LinearProbe", ""))
+    }
+    assert steps == {3}
+    derived = runs.make(workspace, "CoOp", tmp_path / "x", "", "TRAINER.DHO.STEPS_PER_EPOCH 0")
+    assert len(derived.train_loader_x) == 3  # 12 labelled images in batches of 4
+
+
+def test_labelled_split_is_the_one_dassl_draws(workspace, tmp_path):
+    import random
+
+    trainer = runs.make(workspace, "CoOp", tmp_path, "--seed 5")
+    random.seed(5)
+    expected = []
+    for wnid in sorted(path.name for path in Path(workspace, "imagenet/images/train").iterdir()):
+        files = sorted(str(path) for path in Path(workspace, "imagenet/images/train", wnid).iterdir())
+        expected += random.sample(files, 2)
+    assert [item.impath for item in trainer.dm.dataset.train_x] == expected
+
+
+def test_base_and_new_classes_split_the_list_in_the_middle(workspace, tmp_path):
+    ids = {}
+    for part in ("base", "new"):
+        trainer = runs.make(workspace, "CoOp", tmp_path / part, "", f"DATASET.SUBSAMPLE_CLASSES {part}")
+        ids[part] = trainer.classes.ids
+        assert trainer.num_classes == 3
+        assert {item.label for item in trainer.dm.dataset.test} == {0, 1, 2}
+    full = runs.make(workspace, "CoOp", tmp_path / "all").classes.ids
+    assert ids["base"] + ids["new"] == full

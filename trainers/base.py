@@ -1,0 +1,252 @@
+"""What all trainers share: a base method is a backbone and a CE head, trained on labels.
+
+A method's file supplies `build_backbone`, `build_ce_head` and `learned`; from it two trainers are registered, the
+method itself (the control) and, with `DHO` of dho.py mixed in, the method with a KD head and a teacher.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..classes import DEFAULT_TEMPLATE, TEMPLATES, ClassList, class_list
+from ..errors import UsageError
+from ..host import (
+    TrainerX,
+    build_dataset,
+    build_evaluator,
+    build_lr_scheduler,
+    build_optimizer,
+    compute_accuracy,
+    load_checkpoint,
+)
+from ..loaders import EpochLoader
+from ..losses import supervised_loss
+from ..pool import check_shots
+from ..precision import Precision
+from ..vlm import VLM, load_vlm
+from .data import DataManager
+
+
+class MethodTrainer(TrainerX):
+    """Trains a base method by cross-entropy on labelled images.
+
+    Attributes:
+        vlm: the frozen CLIP model of the student. classes: what the model tells apart. test_rows: which of them the
+            test set at hand asks about, None for all. precision: see Precision.
+    """
+
+    section = ""  # the method's section of cfg.TRAINER, from which PREC is read
+    config = "default"  # the yaml file of configs/trainers/<method> that --trainer alone chooses
+
+    # What a method supplies
+
+    def build_backbone(self) -> nn.Module:
+        """Return g: normalised images (N, 3, H, W) -> features (N, d)."""
+        return ImageEncoder(self.vlm)
+
+    def build_ce_head(self) -> nn.Module:
+        """Return h_CE: features (N, d) -> the method's own class logits (N, C)."""
+        raise NotImplementedError
+
+    def learned(self) -> dict[str, nn.Module]:
+        """Return what is trained and saved, by the name of its checkpoint folder."""
+        raise NotImplementedError
+
+    # Data
+
+    def build_data_loader(self) -> None:
+        cfg = self.cfg
+        dataset = build_dataset(cfg)
+        check_shots(dataset.train_x, cfg.DATASET.NUM_SHOTS, dataset.lab2cname)
+        self.classes = self.test_classes = class_list(dataset)
+        self.test_rows: Tensor | None = None
+        self.view_seed = cfg.SEED if cfg.SEED >= 0 else secrets.randbelow(2**31)
+        self.vlm = load_vlm(cfg.MODEL.BACKBONE.NAME)
+        self.dm = DataManager(cfg, dataset, size=self.vlm.image.size)
+        self.train_loader_u = None
+        self.val_loader, self.test_loader = self.dm.val_loader, self.dm.test_loader
+        self.num_classes, self.num_source_domains = self.dm.num_classes, self.dm.num_source_domains
+        self.lab2cname = self.dm.lab2cname
+
+    @cached_property
+    def train_loader_x(self) -> EpochLoader:
+        """Made when training starts: an evaluation needs neither teacher nor unlabelled images."""
+        return self.dm.training_loader(self.unlabeled_paths(), teacher_size=self.teacher_size(), seed=self.view_seed)
+
+    def unlabeled_paths(self) -> list[str]:
+        """Images used without labels; a control has none."""
+        return []
+
+    def teacher_size(self) -> int | None:
+        """Resolution of the teacher's view; None where no teacher looks."""
+        return None
+
+    def before_train(self) -> None:
+        len(self.train_loader_x)  # so that what is wrong with the data is said before anything else happens
+        super().before_train()
+
+    def before_epoch(self) -> None:
+        super().before_epoch()
+        self.train_loader_x.set_epoch(self.epoch)
+
+    # Model
+
+    def templates(self) -> tuple[str, ...]:
+        """The dataset's single prompt, as CoOp words it."""
+        return (TEMPLATES.get(self.cfg.DATASET.NAME, DEFAULT_TEMPLATE),)
+
+    def assemble(self) -> nn.Module:
+        """Join backbone and CE head to the model that is trained."""
+        return nn.Sequential(self.backbone, self.ce_head)
+
+    def build_model(self) -> None:
+        cfg = self.cfg
+        self.precision = Precision(cfg.TRAINER[self.section].PREC, self.device)
+        self.vlm.to(self.device)
+        self.backbone = self.build_backbone()
+        self.ce_head = self.build_ce_head()
+        self.model = self.assemble().to(self.device)
+        self.precision.store(self.vlm)
+        self._models.clear()
+        self._optims.clear()
+        self._scheds.clear()
+        for name, module in self.learned().items():
+            optimizer = build_optimizer(module, self.optimizer_config(name))
+            self.register_model(name, module, optimizer, build_lr_scheduler(optimizer, self.optimizer_config(name)))
+        trained = sum(p.numel() for module in self._models.values() for p in module.parameters())
+        print(f"{type(self).__name__} on {self.vlm.name}, {self.precision.name}: {trained:,} parameters are trained")
+
+    def optimizer_config(self, name: str) -> Any:
+        """The OPTIM section for one learned part."""
+        return self.cfg.OPTIM
+
+    def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
+        super().set_model_mode(mode, names)
+        self.model.train(mode == "train")
+
+    # Steps
+
+    def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return self.vlm.normalize(batch["img"].to(self.device, non_blocking=True)), batch["label"].to(self.device)
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return self.parse_batch_train(batch)
+
+    def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Losses by name ("loss" is minimised), class logits of the labelled images, and their labels."""
+        images, labels = self.parse_batch_train(batch)
+        logits = self.model(images).float()
+        return {"loss": supervised_loss(logits, labels)}, logits, labels
+
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
+        with self.precision.autocast():
+            losses, logits, labels = self.losses(batch)
+        self.model_backward_and_update(losses["loss"])
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        summary = {name: loss.item() for name, loss in losses.items()}
+        return {**summary, "acc": compute_accuracy(logits, labels)[0].item()}
+
+    def model_backward_and_update(self, loss: Tensor, names: str | list[str] | None = None) -> None:
+        self.model_zero_grad(names)
+        self.detect_anomaly(loss)
+        optimizers = [self._optims[name] for name in self.get_model_names(names)]
+        self.precision.backward_and_update(loss, [optimizer for optimizer in optimizers if optimizer is not None])
+
+    def model_inference(self, images: Tensor) -> Tensor:
+        with self.precision.autocast():
+            logits = self.model(images).float()
+        return logits if self.test_rows is None else logits[:, self.test_rows]
+
+    def test(self, split: str | None = None) -> float:
+        """Evaluate; the accuracy in percent stays in `last_accuracy`, since Dassl's train() returns nothing."""
+        self.last_accuracy = super().test(split)
+        return self.last_accuracy
+
+    def after_train(self) -> None:
+        # Dassl was renamed from "Finished" to "Finish training"; result parsers of either age must find their line.
+        print("Finished training")
+        super().after_train()
+
+    # Checkpoints
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load what `learned` names, whatever classes the dataset at hand has.
+
+        A checkpoint that carries its class list is loaded over those classes, and the classes of the dataset at hand
+        are then picked from them by id. One without (CoOp's own) is loaded over the dataset's classes.
+
+        Args:
+            directory: the run's output folder. epoch: of the checkpoint; None for the best, else the last.
+        """
+        if not directory:
+            raise UsageError("no model to load: give the output folder of a training run (--model-dir)")
+        states = {name: self._read(Path(directory), name, epoch) for name in self.get_model_names()}
+        lists = [state["_extra_state"] for state in states.values() if "_extra_state" in state]
+        if lists:
+            trained_on = ClassList.decode(lists[0])
+            self.test_rows = trained_on.rows(self.test_classes)
+            if trained_on != self.classes:
+                self.classes = trained_on
+                self.build_model()
+        for name, state in states.items():
+            module = self._models[name]
+            wanted = module.state_dict()
+            missing = sorted(set(wanted) - set(state) - {"_extra_state"})
+            if missing:
+                raise UsageError(f"{directory}/{name} holds no {missing[0]!r}: it was saved by another trainer")
+            module.load_state_dict({key: state.get(key, value) for key, value in wanted.items()})
+
+    def _read(self, directory: Path, name: str, epoch: int | None) -> dict[str, Tensor]:
+        folder = directory / name
+        files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
+        if epoch is None and file not in files and "checkpoint" in files:
+            file = (folder / "checkpoint").read_text(encoding="utf-8").strip()
+        if file not in files:
+            raise UsageError(f"no {file} in {folder}: it holds {files or 'nothing'}")
+        checkpoint = load_checkpoint(str(folder / file))
+        print(f"Loading {folder / file} (epoch {checkpoint['epoch']})")
+        return checkpoint["state_dict"]
+
+    # Other test sets
+
+    @contextmanager
+    def testing_on(self, dataset: Any) -> Iterator[None]:
+        """Within this context `test()` evaluates the test images of another dataset, over its own classes.
+
+        Args:
+            dataset: a Dassl dataset whose classes are among those the model was trained on.
+        """
+        kept = self.test_rows, self.test_loader, self.evaluator
+        self.test_rows = self.classes.rows(class_list(dataset))
+        self.test_loader = self.dm.evaluation_loader(dataset.test)
+        quiet = self.cfg.clone()
+        quiet.defrost()
+        quiet.VERBOSE = False
+        self.evaluator = build_evaluator(quiet, lab2cname=dataset.lab2cname)
+        try:
+            yield
+        finally:
+            self.test_rows, self.test_loader, self.evaluator = kept
+
+
+class ImageEncoder(nn.Module):
+    """The frozen image tower of a CLIP model: no graph is kept."""
+
+    def __init__(self, vlm: VLM) -> None:
+        super().__init__()
+        self.vlm = vlm
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> features (N, width), float32."""
+        return self.vlm.encode_image(images).float()

@@ -1,0 +1,95 @@
+"""From the configuration to loaders: what the INPUT, DATALOADER and TRAINER.DHO sections mean for the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..errors import UsageError, did_you_mean
+from ..loaders import EpochLoader, Sizes, StepBatches, TestImages, ViewSource
+from ..views import INTERPOLATIONS, ViewPolicy
+
+_TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+
+
+class DataManager:
+    """The dataset and its evaluation loaders, under the attribute names of Dassl's DataManager.
+
+    Args:
+        cfg: configuration. dataset: a Dassl dataset. size: resolution of the student's view.
+    """
+
+    def __init__(self, cfg: Any, dataset: Any, *, size: int) -> None:
+        self.cfg, self.dataset, self.size = cfg, dataset, size
+        self.num_classes, self.lab2cname = dataset.num_classes, dataset.lab2cname
+        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self.pin_memory = torch.cuda.is_available() and cfg.USE_CUDA
+        self.interpolation = INTERPOLATIONS[cfg.INPUT.INTERPOLATION]
+        self.policy = view_policy(cfg.INPUT)
+        self.val_loader = self.evaluation_loader(dataset.val) if dataset.val else None
+        self.test_loader = self.evaluation_loader(dataset.test)
+
+    def evaluation_loader(self, items: Sequence[Any]) -> DataLoader:
+        """Centre views of Dassl items, in order."""
+        return DataLoader(
+            TestImages(items, size=self.size, interpolation=self.interpolation),
+            batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+            pin_memory=self.pin_memory,
+        )
+
+    def training_loader(self, unlabeled: Sequence[str], *, teacher_size: int | None, seed: int) -> EpochLoader:
+        """Batches of labelled and, where there are any, unlabelled views.
+
+        Args:
+            unlabeled: image files used without labels. teacher_size: resolution of the teacher's view, None for no
+                teacher. seed: of order and views.
+        """
+        cfg, sizes = self.cfg, Sizes(self.size, teacher_size)
+        labels = [item.label for item in self.dataset.train_x]
+        labeled = self._source([item.impath for item in self.dataset.train_x], sizes, seed, stream=0)
+        batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        unlabeled_size = batch_size if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U.BATCH_SIZE
+        source = self._source(unlabeled, sizes, seed, stream=1) if unlabeled else None
+        batches = StepBatches(labeled, labels, batch_size, source, unlabeled_size)
+        steps = cfg.TRAINER.DHO.STEPS_PER_EPOCH or max(1, len(labels) // batch_size)
+        print(
+            f"{cfg.DATASET.NAME}: {self.num_classes:,} classes, {len(labels):,} labelled, "
+            f"{len(unlabeled):,} unlabelled, {len(self.dataset.val or []):,} validation, "
+            f"{len(self.dataset.test):,} test images; "
+            f"{steps:,} steps an epoch; order and views from seed {seed}"
+        )
+        return EpochLoader(batches, steps=steps, workers=cfg.DATALOADER.NUM_WORKERS, pin_memory=self.pin_memory)
+
+    def _source(self, paths: Sequence[str], sizes: Sizes, seed: int, *, stream: int) -> ViewSource:
+        return ViewSource(
+            paths,
+            root=self.cfg.DATASET.ROOT,
+            sizes=sizes,
+            policy=self.policy,
+            interpolation=self.interpolation,
+            seed=seed,
+            stream=stream,
+        )
+
+
+def view_policy(inputs: Any) -> ViewPolicy:
+    """The INPUT section as a view policy.
+
+    Raises:
+        UsageError: a transform that is not a pure function of (seed, image, epoch) here.
+    """
+    odd = [name for name in inputs.TRANSFORMS if name not in _TRANSFORMS]
+    if odd:
+        raise UsageError(
+            f"INPUT.TRANSFORMS {odd[0]!r}: these trainers know {_TRANSFORMS}, which teacher and student can share."
+            f"{did_you_mean(odd[0], _TRANSFORMS)}"
+        )
+    return ViewPolicy(
+        crop="random_resized_crop" in inputs.TRANSFORMS,
+        flip="random_flip" in inputs.TRANSFORMS,
+        scale=tuple(inputs.RRCROP_SCALE),
+    )

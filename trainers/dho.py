@@ -1,0 +1,127 @@
+"""DHO as an addition to any base method: a KD head on the features, a frozen teacher, two losses, one interpolation."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..classes import ClassList, KnowsClasses
+from ..heads import DualHeadLogits, build_head
+from ..interpolation import interpolate
+from ..losses import dual_head_loss
+from ..pool import unlabeled_paths
+from ..student import DualHeadStudent
+from ..teachers import ZeroShotTeacher
+from ..vlm import imagenet_templates, load_vlm
+from .base import MethodTrainer
+
+
+class DHO(MethodTrainer):
+    """Mixed in before a base method's trainer, it adds the distillation pathway of Section D.2 to it.
+
+    The base method keeps its own classifier as the CE pathway; a KD head on the features that enter that classifier is
+    trained on the teacher's probabilities of labelled and unlabelled images; the two are interpolated at test time.
+    """
+
+    # Data
+
+    def unlabeled_paths(self) -> list[str]:
+        dho = self.cfg.TRAINER.DHO
+        return unlabeled_paths(self.cfg, self.dm.dataset.train_x, pool=dho.UNLABELED_POOL) if dho.UNLABELED else []
+
+    def teacher_size(self) -> int | None:
+        return self.teacher.vlm.image.size
+
+    # Model
+
+    @cached_property
+    def teacher(self) -> ZeroShotTeacher:
+        """Loaded when training starts: an evaluation needs no teacher."""
+        dho = self.cfg.TRAINER.DHO
+        templates = (
+            imagenet_templates() if list(dho.TEACHER.TEMPLATES) == ["imagenet"] else tuple(dho.TEACHER.TEMPLATES)
+        )
+        vlm = load_vlm(dho.TEACHER.NAME).to(self.device)
+        teacher = ZeroShotTeacher(vlm, self.classes.names, templates or self.templates(), zeta=dho.ZETA)
+        self.precision.store(teacher.vlm)
+        return teacher.to(self.device)
+
+    def assemble(self) -> nn.Module:
+        dho = self.cfg.TRAINER.DHO
+        embeddings = (
+            self.vlm.class_embeddings(self.classes.names, self.templates()) if dho.HEAD.INIT == "text" else None
+        )
+        head = build_head(
+            dho.HEAD.KD, self.feature_width(), len(self.classes.names), class_embeddings=embeddings, scale=1 / dho.ZETA
+        )
+        self.kd_head = ClassHead(head, self.classes)
+        return DualHeadStudent(self.backbone, self.ce_head, self.kd_head)
+
+    def feature_width(self) -> int:
+        """Width d of the features that both heads read."""
+        return self.vlm.width
+
+    def learned(self) -> dict[str, nn.Module]:
+        return {**super().learned(), "kd_head": self.kd_head}
+
+    def optimizer_config(self, name: str) -> Any:
+        rate = self.cfg.TRAINER.DHO.HEAD.LR
+        if name != "kd_head" or not rate:
+            return super().optimizer_config(name)
+        optim = self.cfg.OPTIM.clone()
+        optim.defrost()
+        optim.LR = rate
+        return optim
+
+    # Steps
+
+    def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        images, labels = self.parse_batch_train(batch)
+        views = batch["img_teacher"].to(self.device, non_blocking=True)
+        extra = batch.get("unlabeled")
+        if extra is not None:
+            images = torch.cat([images, self.vlm.normalize(extra["img"].to(self.device, non_blocking=True))])
+            views = torch.cat([views, extra["img_teacher"].to(self.device, non_blocking=True)])
+        logits = self.model(images)
+        teacher = self.teacher(views)
+        n = len(labels)
+        dho = self.cfg.TRAINER.DHO
+        labeled = DualHeadLogits(logits.ce[:n].float(), logits.kd[:n].float())
+        unlabeled = DualHeadLogits(logits.ce[n:].float(), logits.kd[n:].float())
+        loss = dual_head_loss(
+            labeled,
+            labels,
+            teacher[:n],
+            unlabeled if extra is not None else None,
+            teacher[n:] if extra is not None else None,
+            ce_weight=dho.LAMBDA,
+            temperature=dho.ETA,
+            scale_by_t2=dho.KD_T2,
+        )
+        return {"loss": loss.total, "loss_ce": loss.ce, "loss_kd": loss.kd}, labeled.ce, labels
+
+    @torch.no_grad()
+    def heads(self, images: Tensor) -> DualHeadLogits:
+        """Both heads' logits over the classes of the test set at hand, each (N, K), float32."""
+        with self.precision.autocast():
+            logits = self.model(images)
+        return DualHeadLogits(logits.ce.float(), logits.kd.float()).restrict(self.test_rows)
+
+    def model_inference(self, images: Tensor) -> Tensor:
+        return interpolate(self.heads(images), alpha=self.cfg.TRAINER.DHO.ALPHA, beta=self.cfg.TRAINER.DHO.BETA)
+
+
+class ClassHead(KnowsClasses):
+    """A head together with the classes that its rows stand for, which its checkpoint carries."""
+
+    def __init__(self, head: nn.Module, classes: ClassList) -> None:
+        super().__init__()
+        self.head = head
+        self.classes = classes
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (N, d) -> logits (N, C)."""
+        return self.head(features)
