@@ -71,8 +71,8 @@ class ClassList(NamedTuple):
 def class_list(dataset: Any) -> ClassList:
     """The classes of any Dassl dataset, in label order.
 
-    Ids come from the dataset's own `class_ids` if it has them, else from the image folders where each class has one and its name
-    is a WordNet id, else they are the names.
+    Ids come from the dataset's own `class_ids` if it has them, else from the image folders where each class has one
+    that is named by a WordNet id, else they are the names.
 
     Args:
         dataset: a Dassl DatasetBase; its training images are looked at.

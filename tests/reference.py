@@ -1,4 +1,4 @@
-"""The paper's formulas, slow and obvious: loops over images and classes, float64 scalars, no shared code with the package."""
+"""The paper's formulas, slow and obvious: loops over images and classes, no code shared with the package."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import dho_plugin.trainers  # noqa: F401 - registers
 import pytest
+import reference
 import runs
 import torch
 
@@ -114,6 +115,36 @@ def test_labels_of_unlabelled_images_reach_no_loss(workspace, tmp_path, monkeypa
     monkeypatch.setattr(pool, "build_dataset", garbage)
     poisoned = final("poisoned")
     assert all(torch.equal(honest[key], poisoned[key]) for key in honest)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_epochs_go_on_where_the_last_one_ended(workspace, tmp_path, name, monkeypatch):
+    trainer = runs.make(workspace, name, tmp_path)
+    seen = []
+    step = trainer.forward_backward
+    monkeypatch.setattr(trainer, "forward_backward", lambda batch: (seen.append(batch["img"]), step(batch))[1])
+    trainer.train()
+    expected = [trainer.train_loader_x.batches[k]["img"] for k in range(6)]
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+
+
+def test_the_step_is_the_papers_loss_on_the_images_and_their_own_teacher_views(workspace, tmp_path, monkeypatch):
+    trainer = runs.make(workspace, "LinearProbeDHO", tmp_path, "", "TRAINER.DHO.LAMBDA 0.3 TRAINER.DHO.ETA 3.0")
+    batch = trainer.train_loader_x.batches[0]
+    # A random teacher says nearly the same of every image; this one does not.
+    colours = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)) / 5
+    monkeypatch.setattr(trainer.teacher, "forward", lambda views: views.float().mean((2, 3)) @ colours)
+
+    def logits(part):  # one image at a time: nothing of the batch can leak between images
+        rows = [trainer.model(trainer.vlm.normalize(image[None])) for image in part["img"]]
+        teacher = [trainer.teacher(view[None]) for view in part["img_teacher"]]
+        return torch.cat([r.ce for r in rows]), torch.cat([r.kd for r in rows]), torch.cat(teacher)
+
+    ce, kd, teacher = (t.double() for t in logits(batch))
+    _, kd_u, teacher_u = (t.double() for t in logits(batch["unlabeled"]))
+    slow = reference.dual_head(ce, kd, batch["label"], teacher, kd_u, teacher_u, 0.3, 3.0, True)
+    losses, *_ = trainer.losses(batch)
+    assert losses["loss"].item() == pytest.approx(slow.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("head", ["cosine", "linear", "official"])
@@ -244,6 +275,7 @@ def test_every_row_of_a_comparison_takes_the_same_steps(workspace, tmp_path):
         for name, flags in (("CoOp", ""), ("CoOpDHO", ""), ("CoOpDHO", "--labels-only"), ("LinearProbe", ""))
     }
     assert steps == {3}
+    assert len(runs.make(workspace, "CoOp", tmp_path / "y", "", "TRAINER.DHO.STEPS_PER_EPOCH 5").train_loader_x) == 5
     derived = runs.make(workspace, "CoOp", tmp_path / "x", "", "TRAINER.DHO.STEPS_PER_EPOCH 0")
     assert len(derived.train_loader_x) == 3  # 12 labelled images in batches of 4
 

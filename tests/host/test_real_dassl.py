@@ -1,4 +1,4 @@
-"""The contract tests once more, on real Dassl: DASSL_HOME=<checkout> pytest -m real_dassl tests/host."""
+"""The contract and trainer tests once more, on real Dassl: DASSL_HOME=<checkout> pytest -m real_dassl tests/host."""
 
 from __future__ import annotations
 
@@ -28,8 +28,13 @@ def _python(host: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_every_contract_test_passes_on_real_dassl() -> None:
-    suite = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/host/contract")
+@pytest.mark.parametrize(
+    "paths",
+    [("tests/host/contract",), ("tests/test_trainers.py", "tests/test_datasets.py", "tests/test_cli.py")],
+    ids=["contract", "trainers"],
+)
+def test_the_suite_passes_on_real_dassl_too(paths: tuple[str, ...]) -> None:
+    suite = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *paths)
     collected = re.search(r"(\d+) tests? collected", _python("embedded", *suite, "--collect-only"))
     summary = _python("dassl", *suite).splitlines()[-1]
     passed = re.search(r"(\d+) passed", summary)
