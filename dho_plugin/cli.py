@@ -1,0 +1,186 @@
+"""The command line of train.py: CoOp's flags, and short forms for what is usually wanted."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import trainers  # noqa: F401 - registers trainers, datasets and configuration keys
+from .classes import class_list
+from .config import CONFIGS, config_file, merge_file, merge_options
+from .datasets import SHIFTS
+from .datasets.shapes import demo_root
+from .errors import UsageError, did_you_mean
+from .host import (
+    DATASET_REGISTRY,
+    HOST,
+    TRAINER_REGISTRY,
+    build_trainer,
+    collect_env_info,
+    get_cfg_default,
+    set_random_seed,
+    setup_logger,
+)
+from .shifts import Row, evaluate_shifts, load_shifts
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags of CoOp's train.py with their meaning there, and our short forms."""
+    p = argparse.ArgumentParser(
+        description="Train or evaluate a prompt learner, a probe or a student, with or without DHO.",
+        epilog="Options at the end are KEY VALUE pairs of the configuration: TRAINER.COOP.N_CTX 4 DATASET.NUM_SHOTS 16",
+    )
+    short = p.add_argument_group("short forms")
+    short.add_argument("--dataset", default="", help="dataset by the name of its file in configs/datasets")
+    short.add_argument("--shots", type=int, help="labelled images a class (DATASET.NUM_SHOTS); -1 for all")
+    short.add_argument("--teacher", default="", help="teacher model or file (TRAINER.DHO.TEACHER.NAME)")
+    short.add_argument("--labels-only", action="store_true", help="distil on labelled images alone")
+    short.add_argument("--ood", action="store_true", help="evaluate the dataset's distribution shifts afterwards")
+    coop = p.add_argument_group("CoOp's flags")
+    coop.add_argument("--root", default="", help="folder that holds the datasets")
+    coop.add_argument("--output-dir", default="", help="output folder")
+    coop.add_argument("--resume", default="", help="output folder of an earlier run to go on from")
+    coop.add_argument("--seed", type=int, default=1, help="negative for a random one")
+    coop.add_argument("--source-domains", nargs="+", help="source domains for DA/DG")
+    coop.add_argument("--target-domains", nargs="+", help="target domains for DA/DG")
+    coop.add_argument("--transforms", nargs="+", help="INPUT.TRANSFORMS")
+    coop.add_argument("--config-file", default="", help="yaml file of the trainer")
+    coop.add_argument("--dataset-config-file", default="", help="yaml file of the dataset")
+    coop.add_argument("--trainer", default="", help="name of the trainer")
+    coop.add_argument("--backbone", default="", help="student model or file (MODEL.BACKBONE.NAME)")
+    coop.add_argument("--head", default="", help="MODEL.HEAD.NAME")
+    coop.add_argument("--eval-only", action="store_true", help="evaluate a saved model")
+    coop.add_argument("--model-dir", default="", help="output folder of the model to evaluate")
+    coop.add_argument("--load-epoch", type=int, help="epoch of the model to evaluate")
+    coop.add_argument("--no-train", action="store_true", help="build everything, train nothing")
+    coop.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
+    return p
+
+
+def build_config(args: argparse.Namespace) -> Any:
+    """The frozen configuration: defaults, dataset file, trainer file, flags, options, in this order.
+
+    Raises:
+        UsageError: unknown trainer, dataset, file or key.
+    """
+    known = TRAINER_REGISTRY.registered_names()
+    if args.trainer not in known:
+        raise UsageError(
+            f"unknown trainer {args.trainer!r}: expected one of {known}.{did_you_mean(args.trainer, known)}"
+        )
+    cfg = get_cfg_default()
+    if not (args.dataset or args.dataset_config_file):
+        raise UsageError("no dataset: give --dataset NAME or --dataset-config-file FILE")
+    merge_file(cfg, args.dataset_config_file or config_file("datasets", args.dataset))
+    merge_file(cfg, trainer_file(args))
+    _merge_flags(cfg, args)
+    merge_options(cfg, args.opts)
+    names = DATASET_REGISTRY.registered_names()
+    if cfg.DATASET.NAME not in names:
+        raise UsageError(
+            f"unknown dataset {cfg.DATASET.NAME!r}: expected one of {names}.{did_you_mean(cfg.DATASET.NAME, names)}"
+        )
+    if not cfg.DATASET.ROOT:
+        if not cfg.DATASET.NAME.startswith("Shapes"):
+            raise UsageError(f"no --root: give the folder that holds {cfg.DATASET.NAME}'s own folder")
+        cfg.DATASET.ROOT = demo_root()
+    if not args.output_dir:
+        cfg.OUTPUT_DIR = str(default_output(cfg, args))
+    cfg.freeze()
+    return cfg
+
+
+def trainer_file(args: argparse.Namespace) -> Path:
+    """The trainer's yaml file: the one given, else the one for this dataset, else the default of the base method.
+
+    A method and its DHO trainer share their file, so that they are compared on equal terms.
+    """
+    if args.config_file:
+        return Path(args.config_file)
+    method = args.trainer.removesuffix("DHO")
+    dataset = args.dataset or Path(args.dataset_config_file).stem
+    own = CONFIGS / "trainers" / method / f"{dataset.partition('_')[0]}.yaml"
+    default = getattr(TRAINER_REGISTRY.get(args.trainer), "config", "default")
+    return own if own.is_file() else config_file("trainers", f"{method}/{default}")
+
+
+def _merge_flags(cfg: Any, args: argparse.Namespace) -> None:
+    cfg.TRAINER.NAME = args.trainer
+    cfg.SEED = args.seed
+    for key, value in {
+        "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+        "DATASET.NUM_SHOTS": args.shots,
+        "TRAINER.DHO.TEACHER.NAME": args.teacher,
+        "TRAINER.DHO.UNLABELED": False if args.labels_only else None,
+    }.items():
+        if value not in (None, ""):
+            cfg.merge_from_list([key, value])
+
+
+def default_output(cfg: Any, args: argparse.Namespace) -> Path:
+    """CoOp's layout: output/DATASET/TRAINER/CFG_Kshots/nctx.../seedS; "evaluation" comes first for --eval-only."""
+    dataset = args.dataset or Path(args.dataset_config_file).stem
+    folder = Path("output", "evaluation") if args.eval_only else Path("output")
+    shots = f"{cfg.DATASET.NUM_SHOTS}shots" if cfg.DATASET.NUM_SHOTS > 0 else "all"
+    folder = folder / dataset / cfg.TRAINER.NAME / f"{trainer_file(args).stem}_{shots}"
+    if args.labels_only:
+        folder = folder.with_name(folder.name + "_labels")
+    if cfg.TRAINER.NAME.startswith("CoOp"):
+        coop = cfg.TRAINER.COOP
+        folder = folder / f"nctx{coop.N_CTX}_csc{coop.CSC}_ctp{coop.CLASS_TOKEN_POSITION}"
+    return folder / f"seed{cfg.SEED}"
+
+
+def run(cfg: Any, args: argparse.Namespace) -> Row:
+    """Build the trainer, train or load it, evaluate it; return its accuracies."""
+    if cfg.SEED >= 0:
+        set_random_seed(cfg.SEED)
+    else:
+        random.seed()
+    if torch.cuda.is_available() and cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+    trainer = build_trainer(cfg)
+    shifts = load_shifts(cfg, SHIFTS.get(cfg.DATASET.NAME, {})) if args.ood else {}
+    if args.eval_only:
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+    for dataset in shifts.values():
+        trainer.classes.rows(class_list(dataset))  # a class that cannot be mapped is said now, not after training
+    if args.eval_only:
+        accuracy = trainer.test()
+    elif args.no_train:
+        return {}
+    else:
+        trainer.train()
+        accuracy = trainer.last_accuracy
+    return {"test": accuracy, **evaluate_shifts(trainer, shifts, Path(cfg.OUTPUT_DIR))}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of train.py; returns the exit status, 2 for a mistake that the user can mend."""
+    args = parser().parse_args(argv)
+    try:
+        cfg = build_config(args)
+        setup_logger(cfg.OUTPUT_DIR)
+        print(f"** Configuration ** (host: {HOST})\n{cfg}\n** System **\n{collect_env_info()}")
+        row = run(cfg, args)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if len(row) > 1:
+        print("  ".join(f"{column:>6}" for column in row))
+        print("  ".join(f"{accuracy:6.1f}" for accuracy in row.values()))
+    print(f"Results are in {cfg.OUTPUT_DIR}")
+    return 0

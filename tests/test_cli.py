@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import runs
+
+from dho_plugin import cli
+from dho_plugin.config import CONFIGS, merge_file, merge_options
+from dho_plugin.errors import UsageError
+from dho_plugin.host import DATASET_REGISTRY, TRAINER_REGISTRY, get_cfg_default
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def config(line: str):
+    return cli.build_config(cli.parser().parse_args(line.split()))
+
+
+def read_results(log: Path, end_signal: str) -> list[float]:
+    """What the result parsers of CoOp and PromptSRC read: accuracies after their end signal; the last one counts."""
+    ready, found = False, []
+    for line in log.read_text().splitlines():
+        ready = ready or line.strip() == end_signal
+        match = re.search(r"\* accuracy: ([\.\deE+-]+)%", line)
+        if ready and match:
+            found.append(float(match[1]))
+    return found
+
+
+def test_a_whole_run_from_the_command_line(workspace, tmp_path):
+    """In a process of its own, in another folder, with a terminal's environment."""
+    command = [
+        sys.executable,
+        str(REPOSITORY / "train.py"),
+        *runs.words(workspace, "CoOpDHO", tmp_path / "out", "--ood"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
+    header, numbers = done.stdout.splitlines()[-3:-1]
+    assert header.split() == ["test", "V2", "Sketch", "R", "A"]
+    log = tmp_path / "out" / "log.txt"
+    for signal in ("Finish training", "Finished training"):
+        assert read_results(log, signal) == [float(numbers.split()[0])]
+    for column, number in zip(header.split()[1:], numbers.split()[1:], strict=True):
+        shift_log = tmp_path / "out" / "shifts" / column / "log.txt"
+        assert read_results(shift_log, "=> result") == [float(number)]
+    assert re.search(r"epoch \[2/2\] batch \[3/3\] time .* data .* loss .* acc .* lr .* eta ", log.read_text())
+
+
+def test_mistakes_exit_with_2_and_one_line(workspace, tmp_path, capsys):
+    assert cli.main(runs.words(workspace, "CoOpDH", tmp_path)) == 2
+    assert capsys.readouterr().err.startswith("error: unknown trainer 'CoOpDH'")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--trainer CoOpDOH --dataset shapes", "Did you mean 'CoOpDHO'"),
+        ("--trainer CoOp --dataset imagnet", "Did you mean 'imagenet'"),
+        ("--trainer CoOp", "no dataset"),
+        ("--trainer CoOp --dataset imagenet", "no --root"),
+        ("--trainer CoOp --dataset shapes TRAINER.DHO.LAMDA 1", "Did you mean 'TRAINER.DHO.LAMBDA'"),
+        ("--trainer CoOp --dataset shapes TRAINER.DHO.LAMBDA", "KEY VALUE pairs"),
+        ("--trainer CoOp --dataset shapes TRAINER.DHO.LAMBDA half", "TRAINER.DHO.LAMBDA half"),
+        ("--trainer CoOp --dataset shapes --config-file nowhere.yaml", "nowhere.yaml"),
+        ("--trainer CoOp --dataset shapes DATASET.NAME Shaper", "Did you mean 'Shapes"),
+    ],
+)
+def test_mistakes_are_named_with_the_nearest_right_word(line, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        config(line)
+
+
+def test_a_missing_folder_is_said_with_what_is_there(tmp_path):
+    (tmp_path / "caltech-101").mkdir()
+    with pytest.raises(UsageError, match=r"missing folder .*imagenet.*caltech-101"):
+        cfg = config(f"--trainer CoOp --dataset imagenet --root {tmp_path}")
+        DATASET_REGISTRY.get("ImageNet")(cfg)
+
+
+def test_precedence_is_defaults_dataset_trainer_flags_options(tmp_path):
+    (tmp_path / "d.yaml").write_text("DATASET:\n  NAME: Shapes\nSEED: 7\nOPTIM:\n  LR: 1.0\n  MAX_EPOCH: 3\n")
+    (tmp_path / "t.yaml").write_text(
+        "OPTIM:\n  LR: 2.0\nDATASET:\n  NUM_SHOTS: 4\nMODEL:\n  BACKBONE:\n    NAME: RN50\n"
+    )
+    base = f"--trainer CoOp --dataset-config-file {tmp_path}/d.yaml --config-file {tmp_path}/t.yaml"
+    cfg = config(base)
+    assert (cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR, cfg.DATASET.NUM_SHOTS, cfg.SEED) == (3, 2.0, 4, 1)
+    cfg = config(f"{base} --shots 8 --backbone RN101 DATASET.NUM_SHOTS 2 OPTIM.LR 3.0")
+    assert (cfg.OPTIM.LR, cfg.DATASET.NUM_SHOTS, cfg.MODEL.BACKBONE.NAME) == (3.0, 2, "RN101")
+
+
+def test_a_method_and_its_dho_trainer_share_their_file():
+    for dataset, file in (("shapes", "shapes"), ("imagenet", "vit_b16_ep50")):
+        files = {
+            cli.trainer_file(cli.parser().parse_args(["--trainer", t, "--dataset", dataset]))
+            for t in ("CoOp", "CoOpDHO")
+        }
+        assert files == {CONFIGS / "trainers" / "CoOp" / f"{file}.yaml"}
+
+
+def test_output_folders_follow_coop():
+    cfg = config("--trainer CoOpDHO --dataset imagenet --root x --shots 16 --seed 2")
+    assert cfg.OUTPUT_DIR == "output/imagenet/CoOpDHO/vit_b16_ep50_16shots/nctx16_cscFalse_ctpend/seed2"
+    cfg = config("--trainer LinearProbeDHO --dataset imagenet --root x --labels-only --shots 1 --eval-only")
+    assert cfg.OUTPUT_DIR == "output/evaluation/imagenet/LinearProbeDHO/vit_b16_ep20_1shots_labels/seed1"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.relative_to(CONFIGS).as_posix())
+def test_every_yaml_file_merges_and_names_what_is_registered(path):
+    cfg = get_cfg_default()
+    merge_file(cfg, path)
+    if path.parent.name == "datasets":
+        assert cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
+    else:
+        assert path.parent.name in TRAINER_REGISTRY.registered_names()
+
+
+def test_yaml_tags_are_refused(tmp_path):
+    (tmp_path / "evil.yaml").write_text("SEED: !!python/object/apply:os.system ['touch canary']\n")
+    with pytest.raises(UsageError, match="not valid yaml"):
+        merge_file(get_cfg_default(), tmp_path / "evil.yaml")
+    assert not Path("canary").exists()
+
+
+def test_options_keep_their_type():
+    cfg = get_cfg_default()
+    merge_options(
+        cfg, ["DATASET.NUM_SHOTS", "4", "TRAINER.COOP.CSC", "True", "TRAINER.DHO.TEACHER.TEMPLATES", "['a {}.']"]
+    )
+    assert (cfg.DATASET.NUM_SHOTS, cfg.TRAINER.COOP.CSC, cfg.TRAINER.DHO.TEACHER.TEMPLATES) == (4, True, ("a {}.",))
