@@ -1,0 +1,32 @@
+"""python -m dho_plugin COMMAND"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from .errors import UsageError, did_you_mean
+
+COMMANDS = {"demo": "run the whole comparison on the built-in pictures and print its table"}
+
+
+def main(argv: list[str]) -> int:
+    """Hand over to a command; 2 for a mistake that the user can mend."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: python -m dho_plugin COMMAND [options]\n")
+        for name, purpose in COMMANDS.items():
+            print(f"  {name:12} {purpose}")
+        return 0 if argv else 2
+    try:
+        if argv[0] not in COMMANDS:
+            raise UsageError(
+                f"unknown command {argv[0]!r}: expected one of {list(COMMANDS)}.{did_you_mean(argv[0], COMMANDS)}"
+            )
+        return importlib.import_module(f".{argv[0]}", __package__).main(argv[1:])
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
