@@ -28,6 +28,7 @@ from .host import (
     setup_logger,
 )
 from .shifts import Row, evaluate_shifts, load_shifts
+from .vlm import find_vlm
 
 
 def parser() -> argparse.ArgumentParser:
@@ -150,6 +151,9 @@ def run(cfg: Any, args: argparse.Namespace) -> Row:
         set_random_seed(cfg.SEED)
     else:
         random.seed()
+    find_vlm(cfg.MODEL.BACKBONE.NAME)
+    if cfg.TRAINER.NAME.endswith("DHO") and not args.eval_only:
+        find_vlm(cfg.TRAINER.DHO.TEACHER.NAME)
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     trainer = build_trainer(cfg)

@@ -171,6 +171,15 @@ class VLM(nn.Module):
         return text
 
 
+class Source(NamedTuple):
+    """Where a model comes from: a file, or open_clip's download of `tag`; see find_vlm."""
+
+    path: Path | None
+    architecture: str | None = None
+    tag: str = ""
+    preprocess: dict[str, Any] | None = None
+
+
 def load_vlm(name: str) -> VLM:
     """Load a CLIP model onto the CPU in float32.
 
@@ -184,11 +193,24 @@ def load_vlm(name: str) -> VLM:
             "ARCHITECTURE:FILE" for any other local checkpoint, where ARCHITECTURE is CoOp's or open_clip's name.
 
     Raises:
+        UsageError: as find_vlm; and a file that does not hold such a model.
+    """
+    source = find_vlm(name)
+    if source.path is not None:
+        return _from_file(source.path, name=name, architecture=source.architecture, preprocess=source.preprocess)
+    model = open_clip.create_model(source.architecture, pretrained=source.tag)
+    return _wrap(model, name=name, architecture=source.architecture)
+
+
+def find_vlm(name: str) -> Source:
+    """Find out what a name means without loading anything, so that a mistake is said before anything slow starts.
+
+    Raises:
         UsageError: unknown name, unknown tag, wrong activation for the weights, file not found, no network.
     """
     path = BUNDLED.get(name, Path(name).expanduser())
     if path.is_file():
-        return _from_file(path, name=name, architecture=None)
+        return Source(path)
     architecture, _, rest = name.partition(":")
     if not rest:
         if architecture in OPENAI_NAMES:
@@ -199,7 +221,7 @@ def load_vlm(name: str) -> VLM:
         _refuse(name)
     path = Path(rest).expanduser()
     if path.is_file():
-        return _from_file(path, name=name, architecture=architecture)
+        return Source(path, architecture)
     return _pretrained(architecture, rest, name=name)
 
 
@@ -217,7 +239,7 @@ def _refuse(name: str) -> None:
     )
 
 
-def _pretrained(architecture: str, tag: str, *, name: str) -> VLM:
+def _pretrained(architecture: str, tag: str, *, name: str) -> Source:
     """Weights by open_clip's name and tag: from OpenAI's own cache, the hub's cache, or the network."""
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags:
@@ -230,7 +252,7 @@ def _pretrained(architecture: str, tag: str, *, name: str) -> VLM:
     file = Path(urllib.parse.urlparse(weights.get("url", "")).path).name
     in_clip_cache = Path("~/.cache/clip").expanduser() / (file or "-")
     if in_clip_cache.is_file():
-        return _from_file(in_clip_cache, name=name, architecture=architecture, preprocess=weights)
+        return Source(in_clip_cache, architecture, tag, weights)
     hub = weights.get("hf_hub", "").rstrip("/")
     cached = _in_hub_cache(hub)
     if cached is None and not _online():
@@ -239,10 +261,7 @@ def _pretrained(architecture: str, tag: str, *, name: str) -> VLM:
             f"the weights of {name!r} are not on this machine and there is no network. On a machine that has one "
             f"download {where}, or give a local file as '{architecture}:FILE'"
         )
-    if cached is not None:
-        return _from_file(cached, name=name, architecture=architecture, preprocess=weights)
-    model = open_clip.create_model(architecture, pretrained=tag)
-    return _wrap(model, name=name, architecture=architecture)
+    return Source(cached, architecture, tag, weights)
 
 
 def _check_activation(architecture: str, tag: str, weights_quick_gelu: bool) -> None:

@@ -83,6 +83,13 @@ def test_a_missing_folder_is_said_with_what_is_there(tmp_path):
         DATASET_REGISTRY.get("ImageNet")(cfg)
 
 
+def test_a_model_that_cannot_be_found_is_said_before_the_data_is_read(workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "build_trainer", lambda cfg: pytest.fail("too late"))
+    for flag in ("--backbone", "--teacher"):
+        with pytest.raises(UsageError, match="Did you mean 'ViT-L/14@336px'"):
+            runs.run(workspace, "CoOpDHO", tmp_path, f"{flag} ViT-L/14@336")
+
+
 def test_precedence_is_defaults_dataset_trainer_flags_options(tmp_path):
     (tmp_path / "d.yaml").write_text("DATASET:\n  NAME: Shapes\nSEED: 7\nOPTIM:\n  LR: 1.0\n  MAX_EPOCH: 3\n")
     (tmp_path / "t.yaml").write_text(

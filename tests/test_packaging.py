@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    pytest.importorskip("setuptools", minversion="64")
+    pytest.importorskip("setuptools", minversion="70.1")
     out = tmp_path_factory.mktemp("wheel")
     source = out / "source"  # a copy, since a build leaves its scraps beside what it builds
     for folder in ("dho_plugin", "trainers", "configs"):
