@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .classes import ClassList, KnowsClasses
 from .errors import UsageError, did_you_mean
-from .vlm import VLM
+from .towers import VLM
 
 POSITIONS = ("end", "middle", "front")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .heads import build_head
-from .vlm import VLM
+from .towers import VLM
 
 
 class ZeroShotTeacher(nn.Module):

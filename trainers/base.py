@@ -31,7 +31,8 @@ from ..loaders import EpochLoader
 from ..losses import supervised_loss
 from ..pool import check_shots
 from ..precision import Precision
-from ..vlm import VLM, load_vlm
+from ..towers import VLM
+from ..vlm import load_vlm
 from .data import DataManager
 
 

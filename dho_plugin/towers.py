@@ -1,0 +1,145 @@
+"""A frozen CLIP model as the rest of the code sees it, and the places where learned prompts enter its towers.
+
+Prompt learning never edits or copies a model: token embeddings, visual prompts and the prompts of deeper layers are
+arguments of `VLM.encode_text_embeddings` and `VLM.encode_image`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UsageError
+
+
+class ImageSpec(NamedTuple):
+    """What a model wants to see: a square of `size` pixels, RGB in [0, 1] minus `mean` over `std`."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class VLM(nn.Module):
+    """A frozen CLIP model: always in eval mode, no parameter takes a gradient.
+
+    Attributes:
+        name: what the user asked for. image: ImageSpec of the image tower. width: width d of the shared embedding.
+        context_length: longest prompt in tokens, start and end token included.
+        logit_scale: exp of CLIP's learned scale, 1/zeta.
+    """
+
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(self, model: Any, *, name: str, tokenizer: Any, image: ImageSpec) -> None:
+        super().__init__()
+        self.model: Any = model.float().requires_grad_(False).eval()
+        self.name = name
+        self.image = image
+        self._tokenizer = tokenizer
+        self._text = getattr(model, "text", model)
+        self.context_length = int(getattr(self._text, "context_length", 77))
+        self.logit_scale = float(torch.as_tensor(model.logit_scale).detach().exp())
+        self.register_buffer("_mean", torch.tensor(image.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(image.std).view(1, 3, 1, 1), persistent=False)
+        self.width = int(self.encode_text(self.tokenize(["a"])).shape[-1])
+
+    def train(self, mode: bool = True) -> VLM:
+        """Stay in eval mode whatever the trainer sets."""
+        return super().train(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the weights are stored in."""
+        return next(self.model.parameters()).dtype
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 -> float, scaled to [0, 1] and normalised with the model's mean and deviation."""
+        return (images.float() / 255 - self._mean) / self._std
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, size, size) -> projected image features (N, width), not of unit length."""
+        return self.model.encode_image(images.to(self.dtype))
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (N, context_length) token ids.
+
+        Raises:
+            UsageError: a text that does not fit; it is never cut, since that could cut the class name away.
+        """
+        for text in texts:
+            if hasattr(self._tokenizer, "encoder") and len(self._tokenizer.encode(text)) + 2 > self.context_length:
+                raise UsageError(
+                    f"prompt of {len(self._tokenizer.encode(text)) + 2} tokens, {self.name} reads at most "
+                    f"{self.context_length}: {text!r}. Use a shorter class name or fewer context tokens (N_CTX)"
+                )
+        return self._tokenizer(list(texts), context_length=self.context_length).to(self._mean.device)
+
+    def num_tokens(self, text: str) -> int:
+        """Number of tokens of a text without start and end token."""
+        return len(self._tokenizer.encode(text))
+
+    @torch.no_grad()
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Token ids (N, context_length) -> projected text features (N, width), not of unit length."""
+        return self.model.encode_text(tokens)
+
+    @torch.no_grad()
+    def class_embeddings(self, names: Sequence[str], templates: Sequence[str], chunk: int = 256) -> Tensor:
+        """Unit-length text features of the classes (C, width), float32.
+
+        With several templates: encode each, normalise each, average, normalise again (CLIP's ensemble).
+
+        Args:
+            names: C class names. templates: prompts with one "{}" for the name. chunk: prompts encoded at a time.
+        """
+        total: Tensor | float = 0.0
+        for template in templates:
+            tokens = self.tokenize([template.format(name.replace("_", " ")) for name in names])
+            features = torch.cat([self.encode_text(part) for part in tokens.split(chunk)]).float()
+            total = total + nn.functional.normalize(features, dim=-1)
+        return nn.functional.normalize(torch.as_tensor(total), dim=-1)
+
+    @torch.no_grad()
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Token ids (N, L) -> token embeddings (N, L, text width), float32."""
+        return self._causal_text().token_embedding(tokens).float()
+
+    def encode_text_embeddings(self, embeddings: Tensor, end: Tensor) -> Tensor:
+        """Token embeddings -> projected text features; gradients flow to the embeddings.
+
+        Under CLIP's causal mask nothing after the end token reaches it, so the sequence may be cut after the longest
+        prompt without changing the result.
+
+        Args:
+            embeddings: (N, L, text width), L at most context_length. end: (N,) positions of the end tokens.
+
+        Returns:
+            (N, width) text features, not of unit length.
+        """
+        text = self._causal_text()
+        length = embeddings.shape[1]
+        x = embeddings.to(self.dtype) + text.positional_embedding[:length]
+        # Up to open_clip 2.24 blocks take (length, batch, width) and the attribute does not exist.
+        batch_first = getattr(text.transformer, "batch_first", False)
+        x = x if batch_first else x.transpose(0, 1)
+        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
+        x = x if batch_first else x.transpose(0, 1)
+        x = text.ln_final(x[torch.arange(len(x), device=x.device), end])
+        projection = text.text_projection
+        return projection(x) if isinstance(projection, nn.Module) else x @ projection
+
+    def _causal_text(self) -> Any:
+        text = self._text
+        if not all(hasattr(text, part) for part in ("token_embedding", "attn_mask", "ln_final")) or (
+            text.attn_mask is None
+        ):
+            raise UsageError(
+                f"{self.name} has no causal CLIP text tower, so no prompt can be learned in it; "
+                "it can serve as a teacher. Choose a CLIP such as 'ViT-B/16' as the student"
+            )
+        return text
