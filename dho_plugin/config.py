@@ -45,6 +45,19 @@ def _sections() -> dict[str, dict[str, Any]]:
             "CLASS_TOKEN_POSITION": "end",
         },
         "TRAINER.LINEARPROBE": {"PREC": "fp16"},
+        "TRAINER.VPT": {"N_CTX": 4, "PROMPT_DEPTH": 3, "PREC": "fp16"},
+        "TRAINER.PROMPTSRC": {
+            "N_CTX_VISION": 4,
+            "N_CTX_TEXT": 4,
+            "CTX_INIT": "a photo of a",
+            "PREC": "fp16",
+            "PROMPT_DEPTH_VISION": 9,
+            "PROMPT_DEPTH_TEXT": 9,
+            "TEXT_LOSS_WEIGHT": 25,
+            "IMAGE_LOSS_WEIGHT": 10,
+            "GPA_MEAN": 15,
+            "GPA_STD": 1,
+        },
         "TRAINER.DHO": {
             "LAMBDA": 0.5,  # weight of the supervised loss
             "ZETA": 0.01,  # softmax temperature of the teacher and of the cosine KD head
@@ -60,7 +73,7 @@ def _sections() -> dict[str, dict[str, Any]]:
         "TRAINER.DHO.HEAD": {
             "KD": "cosine",  # cosine (Eq. 10), linear, official
             "INIT": "text",  # text (language-aware) or kaiming
-            "LR": 0.0,  # learning rate of the KD head; 0: OPTIM.LR
+            "LR": 0.0,  # learning rate of the KD head and of a linear CE head; 0: OPTIM.LR
         },
         "TRAINER.DHO.TEACHER": {
             "NAME": "ViT-L/14@336px",  # anything that dho_plugin.vlm.load_vlm takes

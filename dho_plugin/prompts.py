@@ -1,4 +1,5 @@
-"""Learned text prompts (CoOp, arXiv 2109.01134) and the classifier whose rows are their text features."""
+"""Learned text prompts (CoOp, arXiv 2109.01134; deep ones as in PromptSRC, arXiv 2307.06948), the classifier whose rows
+are their text features, and learned visual prompts (VPT, arXiv 2203.12119)."""
 
 from __future__ import annotations
 
@@ -25,6 +26,8 @@ class PromptLearner(KnowsClasses):
         ctx_init: words to start from, such as "a photo of a"; empty for random vectors (deviation 0.02).
         class_specific: one context for each class (CSC) instead of one for all.
         position: where the class name stands: at the "end", in the "middle" or in "front" of the context.
+        learn_first: how many of `ctx_init`'s tokens are learned, the others staying words; None for all.
+        depth: layers of the text tower with prompts of their own; 1 for CoOp. Needs a generic context at the "end".
         seed: of the random vectors, which do not depend on what was drawn before.
 
     Raises:
@@ -45,6 +48,8 @@ class PromptLearner(KnowsClasses):
         ctx_init: str = "",
         class_specific: bool = False,
         position: str = "end",
+        learn_first: int | None = None,
+        depth: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -53,9 +58,13 @@ class PromptLearner(KnowsClasses):
                 f"unknown CLASS_TOKEN_POSITION {position!r}: expected one of {POSITIONS}."
                 f"{did_you_mean(position, POSITIONS)}"
             )
+        if depth > 1 and (class_specific or position != "end"):
+            raise UsageError("deep text prompts need a generic context in front of the class name (CSC False, end)")
         self.classes = classes
         ctx_init = ctx_init.replace("_", " ").strip()
-        n_ctx = vlm.num_tokens(ctx_init) if ctx_init else n_ctx
+        if ctx_init:
+            words = vlm.num_tokens(ctx_init)
+            n_ctx = words if learn_first is None else min(words, learn_first)
         names = [name.replace("_", " ") for name in classes.names]
         tokens = vlm.tokenize([f"{ctx_init or ' '.join(['X'] * n_ctx)} {name}." for name in names])
         end = tokens.argmax(dim=-1)
@@ -65,9 +74,10 @@ class PromptLearner(KnowsClasses):
             context = context.expand(len(names), -1, -1).clone() if class_specific else context
         else:
             shape = (len(names), n_ctx) if class_specific else (n_ctx,)
-            context = torch.empty(*shape, embedded.shape[-1])
-            context.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
+            context = _small_random(*shape, embedded.shape[-1], seed=seed)
         self.ctx = nn.Parameter(context)
+        deep = _small_random(depth - 1, n_ctx, embedded.shape[-1], seed=seed + 1)
+        self.deep = nn.Parameter(deep) if depth > 1 else None
         self.n_ctx = n_ctx
         self.register_buffer("_start", embedded[:, :1], persistent=False)
         self.register_buffer("_rest", embedded[:, 1 + n_ctx :], persistent=False)
@@ -76,13 +86,19 @@ class PromptLearner(KnowsClasses):
         layout = None if position == "end" else _layout(lengths, n_ctx, embedded.shape[1], position)
         self.register_buffer("_layout", layout, persistent=False)
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Token embeddings of all prompts (C, L, text width) and the positions of their end tokens (C,)."""
+    def forward(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Token embeddings of all prompts (C, L, text width), the positions of their end tokens (C,), and the deeper
+        layers' prompts (depth - 1, n_ctx, text width)."""
         context = self.ctx if self.ctx.dim() == 3 else self.ctx.expand(len(self._start), -1, -1)
         prompts = torch.cat([self._start, context, self._rest], dim=1)
         if self._layout is not None:
             prompts = prompts.gather(1, self._layout.unsqueeze(-1).expand_as(prompts))
-        return prompts, self.end
+        return prompts, self.end, self.deep
+
+
+def _small_random(*shape: int, seed: int) -> Tensor:
+    """Normal values of deviation 0.02 that do not depend on what was drawn before."""
+    return torch.empty(*shape).normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
 
 
 def _layout(name_lengths: Tensor, n_ctx: int, length: int, position: str) -> Tensor:
@@ -124,6 +140,44 @@ class PromptedClassifier(nn.Module):
             self._kept = features
         return features
 
+    def logits(self, features: Tensor, texts: Tensor) -> Tensor:
+        """Image features (N, width) and unit-length text features (C, width) -> logits (N, C)."""
+        return self.vlm.logit_scale * F.normalize(features.float(), dim=-1) @ texts.t()
+
     def forward(self, features: Tensor) -> Tensor:
         """Image features (N, width) -> logits (N, C)."""
-        return self.vlm.logit_scale * F.normalize(features.float(), dim=-1) @ self.text_features().t()
+        return self.logits(features, self.text_features())
+
+
+class VisualPrompts(nn.Module):
+    """Learned tokens for the first `depth` layers of a ViT: `prompts` (depth, n, image width), deviation 0.02.
+
+    Args:
+        vlm: the CLIP model whose image tower reads them. n: tokens a layer. depth: number of layers.
+        seed: of the random start.
+
+    Raises:
+        UsageError: the image tower is no ViT, or has fewer layers.
+    """
+
+    def __init__(self, vlm: VLM, *, n: int, depth: int, seed: int = 0) -> None:
+        super().__init__()
+        vlm.check_visual_prompts(depth)
+        self.prompts = nn.Parameter(_small_random(depth, n, vlm.image_token_width, seed=seed + 2))
+
+
+class PromptedImageEncoder(nn.Module):
+    """The frozen image tower with learned visual prompts.
+
+    Args:
+        vlm: the frozen CLIP model. visual: the prompts.
+    """
+
+    def __init__(self, vlm: VLM, visual: VisualPrompts) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.visual = visual
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> features (N, width), float32."""
+        return self.vlm.encode_image(images, self.visual.prompts).float()

@@ -6,7 +6,7 @@ arguments of `VLM.encode_text_embeddings` and `VLM.encode_image`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -61,9 +61,53 @@ class VLM(nn.Module):
         """(N, 3, H, W) uint8 -> float, scaled to [0, 1] and normalised with the model's mean and deviation."""
         return (images.float() / 255 - self._mean) / self._std
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, size, size) -> projected image features (N, width), not of unit length."""
-        return self.model.encode_image(images.to(self.dtype))
+    def encode_image(self, images: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """Normalised images (N, 3, size, size) -> projected image features (N, width), not of unit length.
+
+        Args:
+            images: normalised images.
+            prompts: learned visual prompts (depth, n, image width) of a ViT: the first row of n tokens is appended to
+                the sequence before the first layer, and each of the next depth - 1 layers replaces them by its own
+                (deep visual prompt tuning, arXiv 2203.12119; as MaPLe and PromptSRC place them). Gradients flow to it.
+
+        Raises:
+            UsageError: prompts for an image tower that is no plain CLIP ViT, or deeper than it.
+        """
+        if prompts is None:
+            return self.model.encode_image(images.to(self.dtype))
+        self.check_visual_prompts(len(prompts))
+        vit = self.model.visual
+        x = vit.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
+        start = vit.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([start, x], dim=1) + vit.positional_embedding.to(x.dtype)
+        length = x.shape[1]
+        rows = prompts.to(x.dtype).unsqueeze(1).expand(-1, len(x), -1, -1)
+        x = vit.ln_pre(torch.cat([x, rows[0]], dim=1))
+
+        def replace(layer: int, x: Tensor) -> Tensor:
+            return torch.cat([x[:, :length], rows[layer]], dim=1)
+
+        x = _run_blocks(vit.transformer, x, replace, len(rows))
+        return vit.ln_post(x[:, 0]) @ vit.proj
+
+    @property
+    def image_token_width(self) -> int:
+        """Width of the image tower's tokens, in which visual prompts live."""
+        self.check_visual_prompts(1)
+        return int(self.model.visual.class_embedding.shape[-1])
+
+    def check_visual_prompts(self, depth: int) -> None:
+        """Raise UsageError unless the image tower is a plain CLIP ViT of at least `depth` layers."""
+        vit = self.model.visual
+        plain = all(hasattr(vit, part) for part in ("conv1", "class_embedding", "ln_pre", "transformer", "proj"))
+        if not plain or getattr(vit, "attn_pool", None) is not None or getattr(vit, "pool_type", "tok") != "tok":
+            raise UsageError(
+                f"visual prompts need a CLIP with a plain ViT, and {self.name} has a {type(vit).__name__}: "
+                "choose for example 'ViT-B/16', or a method without visual prompts (CoOpDHO, LinearProbeDHO)"
+            )
+        layers = len(vit.transformer.resblocks)
+        if not 1 <= depth <= layers:
+            raise UsageError(f"prompt depth {depth}: {self.name}'s image tower has {layers} layers, so 1 to {layers}")
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (N, context_length) token ids.
@@ -105,18 +149,28 @@ class VLM(nn.Module):
         return nn.functional.normalize(torch.as_tensor(total), dim=-1)
 
     @torch.no_grad()
+    def mean_class_embeddings(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """PromptSRC's ensemble (C, width): average the raw features of the templates, then normalise once."""
+        total = [
+            self.encode_text(self.tokenize([t.format(n.replace("_", " ")) for n in names])).float() for t in templates
+        ]
+        return nn.functional.normalize(torch.stack(total).mean(dim=0), dim=-1)
+
+    @torch.no_grad()
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Token ids (N, L) -> token embeddings (N, L, text width), float32."""
         return self._causal_text().token_embedding(tokens).float()
 
-    def encode_text_embeddings(self, embeddings: Tensor, end: Tensor) -> Tensor:
-        """Token embeddings -> projected text features; gradients flow to the embeddings.
+    def encode_text_embeddings(self, embeddings: Tensor, end: Tensor, deep: Tensor | None = None) -> Tensor:
+        """Token embeddings -> projected text features; gradients flow to the embeddings and to the deep prompts.
 
         Under CLIP's causal mask nothing after the end token reaches it, so the sequence may be cut after the longest
         prompt without changing the result.
 
         Args:
             embeddings: (N, L, text width), L at most context_length. end: (N,) positions of the end tokens.
+            deep: (depth - 1, n, text width): prompts that replace the n tokens after the start token in the second to
+                the depth-th layer (MaPLe, PromptSRC); None for none.
 
         Returns:
             (N, width) text features, not of unit length.
@@ -124,11 +178,20 @@ class VLM(nn.Module):
         text = self._causal_text()
         length = embeddings.shape[1]
         x = embeddings.to(self.dtype) + text.positional_embedding[:length]
-        # Up to open_clip 2.24 blocks take (length, batch, width) and the attribute does not exist.
-        batch_first = getattr(text.transformer, "batch_first", False)
-        x = x if batch_first else x.transpose(0, 1)
-        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
-        x = x if batch_first else x.transpose(0, 1)
+        mask = text.attn_mask[:length, :length]
+        if deep is None or not len(deep):
+            x = _run_blocks(text.transformer, x, None, 1, mask)
+        else:
+            depth, n = len(deep) + 1, deep.shape[1]
+            layers = len(text.transformer.resblocks)
+            if depth > layers:
+                raise UsageError(f"prompt depth {depth}: {self.name}'s text tower has {layers} layers")
+            rows = deep.to(x.dtype).unsqueeze(1).expand(-1, len(x), -1, -1)
+
+            def replace(layer: int, x: Tensor) -> Tensor:
+                return torch.cat([x[:, :1], rows[layer - 1], x[:, 1 + n :]], dim=1)
+
+            x = _run_blocks(text.transformer, x, replace, depth, mask)
         x = text.ln_final(x[torch.arange(len(x), device=x.device), end])
         projection = text.text_projection
         return projection(x) if isinstance(projection, nn.Module) else x @ projection
@@ -143,3 +206,20 @@ class VLM(nn.Module):
                 "it can serve as a teacher. Choose a CLIP such as 'ViT-B/16' as the student"
             )
         return text
+
+
+def _run_blocks(
+    transformer: Any,
+    x: Tensor,
+    replace: Callable[[int, Tensor], Tensor] | None,
+    depth: int,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Run (N, L, width) through all layers; `replace(layer, x)` gives the input of layers 1 to depth - 1."""
+    # Up to open_clip 2.24 blocks take (L, N, width) and the attribute does not exist.
+    batch_first = getattr(transformer, "batch_first", False)
+    for layer, block in enumerate(transformer.resblocks):
+        if replace is not None and 0 < layer < depth:
+            x = replace(layer, x)
+        x = block(x, attn_mask=mask) if batch_first else block(x.transpose(0, 1), attn_mask=mask).transpose(0, 1)
+    return x

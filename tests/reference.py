@@ -63,3 +63,64 @@ def interpolation(ce: Tensor, kd: Tensor, alpha: float, beta: float, classes: li
         p, q = softmax(ce_row), softmax(kd_row / beta)
         out.append(torch.stack([alpha * a + (1 - alpha) * b for a, b in zip(p, q, strict=True)]))
     return torch.stack(out)
+
+
+# A CLIP tower, layer by layer, on one sequence (L, width); `state` holds its weights by open_clip's names.
+
+
+def layer_norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return (
+        centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * state[f"{name}.weight"]
+        + state[f"{name}.bias"]
+    )
+
+
+def block(x: Tensor, state: dict[str, Tensor], name: str, heads: int, *, causal: bool) -> Tensor:
+    """One pre-norm residual attention block with QuickGELU."""
+    h = layer_norm(x, state, f"{name}.ln_1")
+    q, k, v = (h @ state[f"{name}.attn.in_proj_weight"].T + state[f"{name}.attn.in_proj_bias"]).chunk(3, dim=-1)
+    size = q.shape[-1] // heads
+    outputs = []
+    for head in range(heads):
+        part = slice(head * size, (head + 1) * size)
+        scores = q[:, part] @ k[:, part].T / size**0.5
+        if causal:
+            for i in range(len(x)):
+                scores[i, i + 1 :] = -torch.inf
+        outputs.append(torch.stack([torch.stack(softmax(row)) for row in scores]) @ v[:, part])
+    x = x + torch.cat(outputs, dim=-1) @ state[f"{name}.attn.out_proj.weight"].T + state[f"{name}.attn.out_proj.bias"]
+    h = layer_norm(x, state, f"{name}.ln_2")
+    h = h @ state[f"{name}.mlp.c_fc.weight"].T + state[f"{name}.mlp.c_fc.bias"]
+    h = h / (1 + torch.exp(-1.702 * h))
+    return x + h @ state[f"{name}.mlp.c_proj.weight"].T + state[f"{name}.mlp.c_proj.bias"]
+
+
+def prompted_image(image: Tensor, prompts: Tensor, state: dict[str, Tensor], layers: int, heads: int) -> Tensor:
+    """Deep visual prompts on one normalised image (3, H, W): n tokens at the end, of each of the first layers its own."""
+    kernel = state["visual.conv1.weight"]
+    patch = kernel.shape[-1]
+    tokens = [state["visual.class_embedding"]]
+    for top in range(0, image.shape[1], patch):
+        for left in range(0, image.shape[2], patch):
+            square = image[:, top : top + patch, left : left + patch]
+            tokens.append(torch.stack([(square * k).sum() for k in kernel]))
+    x = torch.stack(tokens) + state["visual.positional_embedding"]
+    x = layer_norm(torch.cat([x, prompts[0]]), state, "visual.ln_pre")
+    for layer in range(layers):
+        if 0 < layer < len(prompts):
+            x = torch.cat([x[: len(tokens)], prompts[layer]])
+        x = block(x, state, f"visual.transformer.resblocks.{layer}", heads, causal=False)
+    return layer_norm(x[:1], state, "visual.ln_post")[0] @ state["visual.proj"]
+
+
+def prompted_text(
+    embeddings: Tensor, end: int, deep: Tensor, state: dict[str, Tensor], layers: int, heads: int
+) -> Tensor:
+    """Deep text prompts on one prompt (L, width): the tokens after the start token are replaced in deeper layers."""
+    x = embeddings + state["positional_embedding"][: len(embeddings)]
+    for layer in range(layers):
+        if 0 < layer <= len(deep):
+            x = torch.cat([x[:1], deep[layer - 1], x[1 + deep.shape[1] :]])
+        x = block(x, state, f"transformer.resblocks.{layer}", heads, causal=True)
+    return layer_norm(x[end][None], state, "ln_final")[0] @ state["text_projection"]

@@ -39,7 +39,7 @@ def slow_prompt(vlm, learner: PromptLearner, row: int, position: str) -> torch.T
 @pytest.mark.parametrize("n_ctx", [4, 5])
 def test_prompts_equal_those_put_together_by_hand(vlm, position, class_specific, n_ctx):
     learner = PromptLearner(vlm, CLASSES, n_ctx=n_ctx, class_specific=class_specific, position=position)
-    prompts, end = learner()
+    prompts, end, _ = learner()
     assert learner.ctx.shape == ((3, n_ctx, 64) if class_specific else (n_ctx, 64))
     for row in range(3):
         slow = slow_prompt(vlm, learner, row, position)

@@ -153,7 +153,7 @@ def test_heads_and_initialisations_run(workspace, tmp_path, head, init):
     options = f"TRAINER.DHO.HEAD.KD {head} TRAINER.DHO.HEAD.INIT {init} TRAINER.DHO.HEAD.LR 0.01"
     trainer = runs.make(workspace, "LinearProbeDHO", tmp_path, "", options)
     rates = {name: optim.param_groups[0]["initial_lr"] for name, optim in trainer._optims.items()}
-    assert rates == {"ce_head": 5e-5, "kd_head": 0.01}
+    assert rates == {"ce_head": 0.01, "kd_head": 0.01}
     trainer.train()
     assert 0 <= trainer.last_accuracy <= 100
 
@@ -191,14 +191,27 @@ def test_a_class_that_cannot_be_mapped_stops_the_run_before_training(workspace, 
     assert known.rows(ClassList(("n2",), ("crane",))).tolist() == [1]
 
 
-def test_resumed_run_equals_the_unbroken_one(workspace, tmp_path):
-    unbroken = runs.make(workspace, "CoOpDHO", tmp_path / "a", "", "OPTIM.MAX_EPOCH 4 OPTIM.WARMUP_EPOCH 1")
+@pytest.mark.parametrize("name", TRAINED)
+def test_resumed_run_equals_the_unbroken_one(workspace, tmp_path, name):
+    options = "OPTIM.MAX_EPOCH 4 OPTIM.WARMUP_EPOCH 1 TRAIN.CHECKPOINT_FREQ 1 TRAINER.PROMPTSRC.GPA_MEAN 2"
+    unbroken = runs.make(workspace, name, tmp_path / "a", "", options)
     unbroken.train()
-    options = "OPTIM.MAX_EPOCH 4 OPTIM.WARMUP_EPOCH 1 TRAIN.CHECKPOINT_FREQ 1"
-    first = runs.make(workspace, "CoOpDHO", tmp_path / "b", "", options)
-    first.max_epoch = 2
-    first.train()
-    second = runs.make(workspace, "CoOpDHO", tmp_path / "b", "", options)
+
+    class Stopped(Exception):
+        pass
+
+    first = runs.make(workspace, name, tmp_path / "b", "", options)
+    save = first.after_epoch
+
+    def stop_after_two() -> None:
+        save()
+        if first.epoch == 1:
+            raise Stopped
+
+    first.after_epoch = stop_after_two
+    with pytest.raises(Stopped):
+        first.train()
+    second = runs.make(workspace, name, tmp_path / "b", "", options)
     second.train()
     for key, value in weights(second).items():
         assert torch.equal(value, weights(unbroken)[key]), key
@@ -258,7 +271,7 @@ def test_half_precision_trains_close_to_fp32(workspace, tmp_path, monkeypatch, n
     monkeypatch.setattr(precision, "HALF_DEVICES", ("cpu",))
     moves = {}
     for which in ("fp32", prec):
-        options = f"TRAINER.COOP.PREC {which} TRAINER.LINEARPROBE.PREC {which} TRAINER.DHO.STEPS_PER_EPOCH 1"
+        options = runs.PRECISION.replace("fp32", which) + " TRAINER.DHO.STEPS_PER_EPOCH 1"
         trainer = runs.make(workspace, name, tmp_path / which, "", f"{options} OPTIM.MAX_EPOCH 1 OPTIM.NAME sgd")
         assert trainer.vlm.dtype == (torch.float16 if which == "fp16" else torch.float32)
         # The usual first scale overflows and the step is skipped, as it should be; one step is to be compared here.

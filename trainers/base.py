@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..classes import DEFAULT_TEMPLATE, TEMPLATES, ClassList, class_list
+from ..averaging import WeightedAverage
+from ..classes import DEFAULT_TEMPLATE, TEMPLATES, ClassList, KnowsClasses, class_list
 from ..errors import UsageError
+from ..heads import build_head
 from ..host import (
     TrainerX,
     build_dataset,
@@ -60,6 +62,25 @@ class MethodTrainer(TrainerX):
     def learned(self) -> dict[str, nn.Module]:
         """Return what is trained and saved, by the name of its checkpoint folder."""
         raise NotImplementedError
+
+    def build_average(self) -> WeightedAverage | None:
+        """Return the average over epochs that is deployed after the last one; None for the last weights themselves."""
+        return None
+
+    def ce_logits(self, features: Tensor) -> Tensor:
+        """The method's own class logits while it trains."""
+        return self.ce_head(features)
+
+    def regularizers(self, images: Tensor, features: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """Return the method's own further losses on the labelled images, by name; they join its cross-entropy."""
+        return {}
+
+    def text_initialised_linear(self) -> nn.Module:
+        """A linear head on image features, started from the text features of the classes."""
+        texts = self.vlm.class_embeddings(self.classes.names, self.templates())
+        return ClassHead(
+            build_head("linear", self.vlm.width, len(self.classes.names), class_embeddings=texts), self.classes
+        )
 
     # Data
 
@@ -122,12 +143,21 @@ class MethodTrainer(TrainerX):
         for name, module in self.learned().items():
             optimizer = build_optimizer(module, self.optimizer_config(name))
             self.register_model(name, module, optimizer, build_lr_scheduler(optimizer, self.optimizer_config(name)))
+        self.average = self.build_average()
+        if self.average is not None:
+            self.register_model("average", self.average.to(self.device))
         trained = sum(p.numel() for module in self._models.values() for p in module.parameters())
         print(f"{type(self).__name__} on {self.vlm.name}, {self.precision.name}: {trained:,} parameters are trained")
 
     def optimizer_config(self, name: str) -> Any:
-        """The OPTIM section for one learned part."""
-        return self.cfg.OPTIM
+        """The OPTIM section for one learned part; linear heads may have a learning rate of their own."""
+        rate = self.cfg.TRAINER.DHO.HEAD.LR
+        if name not in ("ce_head", "kd_head") or not rate:
+            return self.cfg.OPTIM
+        optim = self.cfg.OPTIM.clone()
+        optim.defrost()
+        optim.LR = rate
+        return optim
 
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
         super().set_model_mode(mode, names)
@@ -144,8 +174,11 @@ class MethodTrainer(TrainerX):
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Losses by name ("loss" is minimised), class logits of the labelled images, and their labels."""
         images, labels = self.parse_batch_train(batch)
-        logits = self.model(images).float()
-        return {"loss": supervised_loss(logits, labels)}, logits, labels
+        features = self.backbone(images)
+        logits = self.ce_logits(features).float()
+        own = self.regularizers(images, features, logits)
+        ce = supervised_loss(logits, labels)
+        return {"loss": ce + sum(own.values()), **own}, logits, labels
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         with self.precision.autocast():
@@ -153,6 +186,10 @@ class MethodTrainer(TrainerX):
         self.model_backward_and_update(losses["loss"])
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
+            if self.average is not None:
+                self.average.add(self.epoch)
+                if self.epoch + 1 == self.max_epoch:
+                    self.average.deploy()
         summary = {name: loss.item() for name, loss in losses.items()}
         return {**summary, "acc": compute_accuracy(logits, labels)[0].item()}
 
@@ -238,6 +275,19 @@ class MethodTrainer(TrainerX):
             yield
         finally:
             self.test_rows, self.test_loader, self.evaluator = kept
+
+
+class ClassHead(KnowsClasses):
+    """A head together with the classes that its rows stand for, which its checkpoint carries."""
+
+    def __init__(self, head: nn.Module, classes: ClassList) -> None:
+        super().__init__()
+        self.head = head
+        self.classes = classes
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (N, d) -> logits (N, C)."""
+        return self.head(features)
 
 
 class ImageEncoder(nn.Module):

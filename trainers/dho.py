@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..classes import ClassList, KnowsClasses
 from ..heads import DualHeadLogits, build_head
 from ..interpolation import interpolate
 from ..losses import dual_head_loss
@@ -16,7 +15,7 @@ from ..pool import unlabeled_paths
 from ..student import DualHeadStudent
 from ..teachers import ZeroShotTeacher
 from ..vlm import imagenet_templates, load_vlm
-from .base import MethodTrainer
+from .base import ClassHead, MethodTrainer
 
 
 class DHO(MethodTrainer):
@@ -67,15 +66,6 @@ class DHO(MethodTrainer):
     def learned(self) -> dict[str, nn.Module]:
         return {**super().learned(), "kd_head": self.kd_head}
 
-    def optimizer_config(self, name: str) -> Any:
-        rate = self.cfg.TRAINER.DHO.HEAD.LR
-        if name != "kd_head" or not rate:
-            return super().optimizer_config(name)
-        optim = self.cfg.OPTIM.clone()
-        optim.defrost()
-        optim.LR = rate
-        return optim
-
     # Steps
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -85,12 +75,12 @@ class DHO(MethodTrainer):
         if extra is not None:
             images = torch.cat([images, self.vlm.normalize(extra["img"].to(self.device, non_blocking=True))])
             views = torch.cat([views, extra["img_teacher"].to(self.device, non_blocking=True)])
-        logits = self.model(images)
+        features = self.backbone(images)
+        ce, kd = self.ce_logits(features).float(), self.kd_head(features).float()
         teacher = self.teacher(views)
         n = len(labels)
         dho = self.cfg.TRAINER.DHO
-        labeled = DualHeadLogits(logits.ce[:n].float(), logits.kd[:n].float())
-        unlabeled = DualHeadLogits(logits.ce[n:].float(), logits.kd[n:].float())
+        labeled, unlabeled = DualHeadLogits(ce[:n], kd[:n]), DualHeadLogits(ce[n:], kd[n:])
         loss = dual_head_loss(
             labeled,
             labels,
@@ -101,7 +91,9 @@ class DHO(MethodTrainer):
             temperature=dho.ETA,
             scale_by_t2=dho.KD_T2,
         )
-        return {"loss": loss.total, "loss_ce": loss.ce, "loss_kd": loss.kd}, labeled.ce, labels
+        own = self.regularizers(images[:n], features[:n], labeled.ce)
+        total = loss.total + dho.LAMBDA * sum(own.values())
+        return {"loss": total, "loss_ce": loss.ce, "loss_kd": loss.kd, **own}, labeled.ce, labels
 
     @torch.no_grad()
     def heads(self, images: Tensor) -> DualHeadLogits:
@@ -112,16 +104,3 @@ class DHO(MethodTrainer):
 
     def model_inference(self, images: Tensor) -> Tensor:
         return interpolate(self.heads(images), alpha=self.cfg.TRAINER.DHO.ALPHA, beta=self.cfg.TRAINER.DHO.BETA)
-
-
-class ClassHead(KnowsClasses):
-    """A head together with the classes that its rows stand for, which its checkpoint carries."""
-
-    def __init__(self, head: nn.Module, classes: ClassList) -> None:
-        super().__init__()
-        self.head = head
-        self.classes = classes
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features (N, d) -> logits (N, C)."""
-        return self.head(features)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..heads import build_head
 from ..registration import register_trainer
 from .base import MethodTrainer
-from .dho import DHO, ClassHead
+from .dho import DHO
 
 
 @register_trainer
@@ -18,9 +17,7 @@ class LinearProbe(MethodTrainer):
     config = "vit_b16_ep20"
 
     def build_ce_head(self) -> nn.Module:
-        texts = self.vlm.class_embeddings(self.classes.names, self.templates())
-        head = build_head("linear", self.vlm.width, len(self.classes.names), class_embeddings=texts)
-        return ClassHead(head, self.classes)
+        return self.text_initialised_linear()
 
     def learned(self) -> dict[str, nn.Module]:
         return {"ce_head": self.ce_head}

@@ -1,0 +1,35 @@
+"""VPT (arXiv 2203.12119): learned tokens in the first layers of a frozen ViT, and a linear head."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..prompts import PromptedImageEncoder, VisualPrompts
+from ..registration import register_trainer
+from .base import MethodTrainer
+from .dho import DHO
+
+
+@register_trainer
+class VPT(MethodTrainer):
+    """Deep visual prompts with a language-aware linear head. Options: TRAINER.VPT.{N_CTX, PROMPT_DEPTH, PREC}."""
+
+    section = "VPT"
+    config = "vit_b16_ep20"
+    backbone: PromptedImageEncoder
+
+    def build_backbone(self) -> PromptedImageEncoder:
+        vpt = self.cfg.TRAINER.VPT
+        visual = VisualPrompts(self.vlm, n=vpt.N_CTX, depth=vpt.PROMPT_DEPTH, seed=self.view_seed)
+        return PromptedImageEncoder(self.vlm, visual)
+
+    def build_ce_head(self) -> nn.Module:
+        return self.text_initialised_linear()
+
+    def learned(self) -> dict[str, nn.Module]:
+        return {"prompt_learner": self.backbone.visual, "ce_head": self.ce_head}
+
+
+@register_trainer
+class VPTDHO(DHO, VPT):
+    """Two heads on the prompted image feature (Table 13: VPT-3 and VPT-9)."""
