@@ -97,9 +97,24 @@ class KnowsClasses(nn.Module):
 
     classes: ClassList
 
+    @property
+    def class_bound(self) -> bool:
+        """Whether the parameters belong to these very classes; a generic context serves any."""
+        return True
+
     def get_extra_state(self) -> Tensor:
         return self.classes.encode()
 
     def set_extra_state(self, state: Tensor) -> None:
-        if ClassList.decode(state) != self.classes:
+        if self.class_bound and ClassList.decode(state) != self.classes:
             raise UsageError("the checkpoint was trained on other classes than the model was built for")
+
+
+def class_bound_states(module: nn.Module, state: dict[str, Tensor]) -> list[ClassList]:
+    """The class lists that a checkpoint of `module` carries for those of its parts that are bound to classes."""
+    keys = [
+        f"{name}._extra_state".lstrip(".")
+        for name, part in module.named_modules()
+        if isinstance(part, KnowsClasses) and part.class_bound
+    ]
+    return [ClassList.decode(state[key]) for key in keys if key in state]

@@ -67,12 +67,12 @@ def _sections() -> dict[str, dict[str, Any]]:
             "BETA": 1.0,  # inference: temperature of the KD head
             "UNLABELED": True,  # distil on unlabelled images too
             "UNLABELED_POOL": "complement",  # or "union": labelled images as well (Algorithm 1, line 7)
-            # Steps of an epoch for this trainer and its control alike; 0: passes over TRAIN.COUNT_ITER's set
+            # Steps of an epoch for this trainer and its control alike; 0: one pass over the set of TRAIN.COUNT_ITER
             "STEPS_PER_EPOCH": 0,
         },
         "TRAINER.DHO.HEAD": {
             "KD": "cosine",  # cosine (Eq. 10), linear, official
-            "INIT": "text",  # text (language-aware) or kaiming
+            "INIT": "text",  # text (the student's text features), teacher (the teacher's, of equal width), kaiming
             "LR": 0.0,  # learning rate of the KD head and of a linear CE head; 0: OPTIM.LR
         },
         "TRAINER.DHO.TEACHER": {
@@ -112,7 +112,10 @@ def merge_file(cfg: CN, path: str | Path) -> None:
         raise UsageError(f"{path} is not valid yaml: {error}") from error
     for key in _leaves(values):
         _check_key(cfg, key, where=str(path))
-    cfg.merge_from_other_cfg(CN(values))
+    try:
+        cfg.merge_from_other_cfg(CN(values))
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def merge_options(cfg: CN, options: Sequence[str]) -> None:

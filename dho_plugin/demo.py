@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from .errors import UsageError
 from .report import Record, differences_table, results_table, write_json
 
 COLUMNS = ("test", "V2", "Sketch", "R", "A")
@@ -101,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--output-dir", default="", help="keep logs and checkpoints here (default: a temporary folder)")
     p.add_argument("--json", default="", help="write one record for each cell and seed to this file")
     args = p.parse_args(argv)
+    if args.jobs < 1:
+        raise UsageError(f"--jobs {args.jobs}: at least one run at a time")
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise UsageError(f"--json {args.json}: there is no folder {Path(args.json).absolute().parent}")
 
     from .datasets.shapes import demo_root
     from .datasets.shapes_tree import build_shapes_tree

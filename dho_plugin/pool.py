@@ -27,7 +27,7 @@ def unlabeled_paths(cfg: Any, labeled: Sequence[Datum], *, pool: str = "compleme
         pool: "complement" (the public code: labelled images are left out) or "union" (Algorithm 1, line 7).
 
     Raises:
-        UsageError: nothing is left, or labelled images that the full set does not have (a split of another folder).
+        UsageError: K shots leave nothing; or the full set lacks labelled images (a split of another folder).
     """
     everything = cfg.clone()
     everything.defrost()
@@ -46,12 +46,33 @@ def unlabeled_paths(cfg: Any, labeled: Sequence[Datum], *, pool: str = "compleme
             f"{min(strangers)}: the few-shot split was probably cached for another folder; delete its cache"
         )
     rest = paths if pool == "union" else [path for path in paths if path not in taken]
-    if not rest:
+    if not rest and cfg.DATASET.NUM_SHOTS < 1:
+        print(f"All {len(paths)} training images are labelled (--shots labels K a class): distilling on them alone")
+    elif not rest:
         raise UsageError(
             f"{cfg.DATASET.NAME} has {len(paths)} training images and all are labelled, so none is left unlabelled: "
             "lower --shots, or run on labels only (--labels-only)"
         )
     return rest
+
+
+def check_trainable(dataset: Any, *, final_model: str) -> None:
+    """Refuse to train on test images, or to choose the epoch on them.
+
+    Args:
+        dataset: a Dassl dataset. final_model: TEST.FINAL_MODEL.
+
+    Raises:
+        UsageError: training or, for "best_val", validation images are test images.
+    """
+    test = {_path(item) for item in dataset.test}
+    if test.intersection(_path(item) for item in dataset.train_x):
+        raise UsageError("this dataset is for testing only, its training images are its test images: use --eval-only")
+    if final_model == "best_val" and test.intersection(_path(item) for item in dataset.val or []):
+        raise UsageError(
+            "TEST.FINAL_MODEL best_val would choose the epoch on test images, since this dataset returns its test set "
+            "as validation set: use last_step"
+        )
 
 
 def check_shots(labeled: Sequence[Datum], shots: int, names: dict[int, str]) -> None:

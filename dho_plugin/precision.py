@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .errors import UsageError, did_you_mean
+from .errors import check_choice
 
 CHOICES = ("fp32", "fp16", "amp")
 HALF_DEVICES = ("cuda",)  # where half precision is faster; a CPU could compute in it, several times slower than in fp32
@@ -28,8 +28,7 @@ class Precision:
     """
 
     def __init__(self, asked: str, device: torch.device) -> None:
-        if asked not in CHOICES:
-            raise UsageError(f"unknown precision {asked!r}: expected one of {CHOICES}.{did_you_mean(asked, CHOICES)}")
+        check_choice("precision", asked, CHOICES)
         self.name = asked if device.type in HALF_DEVICES else "fp32"
         if self.name != asked:
             warnings.warn(

@@ -86,6 +86,10 @@ class PromptLearner(KnowsClasses):
         layout = None if position == "end" else _layout(lengths, n_ctx, embedded.shape[1], position)
         self.register_buffer("_layout", layout, persistent=False)
 
+    @property
+    def class_bound(self) -> bool:
+        return self.ctx.dim() == 3
+
     def forward(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Token embeddings of all prompts (C, L, text width), the positions of their end tokens (C,), and the deeper
         layers' prompts (depth - 1, n_ctx, text width)."""
@@ -141,8 +145,9 @@ class PromptedClassifier(nn.Module):
         return features
 
     def logits(self, features: Tensor, texts: Tensor) -> Tensor:
-        """Image features (N, width) and unit-length text features (C, width) -> logits (N, C)."""
-        return self.vlm.logit_scale * F.normalize(features.float(), dim=-1) @ texts.t()
+        """Image features (N, width) and unit-length text features (C, width) -> logits (N, C), float32."""
+        with torch.autocast(features.device.type, enabled=False):  # half precision would tie the top of 1000 classes
+            return self.vlm.logit_scale * F.normalize(features.float(), dim=-1) @ texts.t()
 
     def forward(self, features: Tensor) -> Tensor:
         """Image features (N, width) -> logits (N, C)."""

@@ -40,6 +40,6 @@ def evaluate_shifts(trainer: Any, shifts: Mapping[str, Any], output: Path) -> Ro
     for column, dataset in shifts.items():
         folder = output / "shifts" / column
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.txt").open("w") as log, redirect_stdout(log), trainer.testing_on(dataset):
+        with (folder / "log.txt").open("w") as log, redirect_stdout(log), trainer.testing_on(dataset, str(folder)):
             row[column] = trainer.test(split="test")
     return row

@@ -29,4 +29,6 @@ class ZeroShotTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, size, size) of the teacher's own size -> logits (N, C), float32."""
-        return self.head(self.vlm.encode_image(self.vlm.normalize(images)).float())
+        features = self.vlm.encode_image(self.vlm.normalize(images))
+        with torch.autocast(images.device.type, enabled=False):
+            return self.head(features.float())

@@ -216,10 +216,8 @@ def _run_blocks(
     mask: Tensor | None = None,
 ) -> Tensor:
     """Run (N, L, width) through all layers; `replace(layer, x)` gives the input of layers 1 to depth - 1."""
-    # Up to open_clip 2.24 blocks take (L, N, width) and the attribute does not exist.
-    batch_first = getattr(transformer, "batch_first", False)
     for layer, block in enumerate(transformer.resblocks):
         if replace is not None and 0 < layer < depth:
             x = replace(layer, x)
-        x = block(x, attn_mask=mask) if batch_first else block(x.transpose(0, 1), attn_mask=mask).transpose(0, 1)
+        x = block(x, attn_mask=mask)
     return x

@@ -157,8 +157,11 @@ def _online() -> bool:
 def _in_hub_cache(repository: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    for file in ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"):
-        found = try_to_load_from_cache(repository, file) if repository.count("/") == 1 else None
+    owner, _, rest = repository.partition("/")
+    model, _, named = rest.partition("/")
+    usual = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+    for file in (named,) if named else usual:
+        found = try_to_load_from_cache(f"{owner}/{model}", file) if model else None
         if isinstance(found, str):
             return Path(found)
     return None
@@ -175,6 +178,8 @@ def _from_file(path: Path, *, name: str, architecture: str | None, preprocess: d
         return _from_config(config, state, name=name)
     if all(mark in state for mark in _OPENAI_MARKS):
         model = open_clip.model.build_model_from_openai_state_dict(state)
+        if architecture is not None:
+            _check_architecture(model, architecture, path)
         return _wrap(model, name=name, architecture=None)
     if architecture is None:
         raise UsageError(
@@ -186,7 +191,31 @@ def _from_file(path: Path, *, name: str, architecture: str | None, preprocess: d
         model.load_state_dict({key: value for key, value in state.items() if key not in _OPENAI_MARKS})
     except RuntimeError as error:
         raise UsageError(f"{path} does not fit {architecture}: {error}") from error
-    return _wrap(model, name=name, architecture=architecture, preprocess=preprocess)
+    return _wrap(model, name=name, architecture=architecture, preprocess=preprocess or _usual_preprocess(architecture))
+
+
+def _check_architecture(model: Any, architecture: str, path: Path) -> None:
+    config = open_clip.get_model_config(architecture)
+    size = model.visual.image_size
+    named = config["embed_dim"], config["vision_cfg"]["image_size"]
+    found = model.text_projection.shape[1], size[0] if isinstance(size, Sequence) else size
+    if named != found:
+        raise UsageError(
+            f"{path} is no {architecture}: its embedding has width {found[0]} and it sees {found[1]} pixels, "
+            f"{architecture} has {named[0]} and {named[1]}. Give the file without an architecture, it says what it is"
+        )
+
+
+def _usual_preprocess(architecture: str) -> dict[str, Any]:
+    """Mean and deviation that open_clip's weights of an architecture share; printed where they do not agree."""
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    known = [open_clip.pretrained.get_pretrained_cfg(architecture, tag) for tag in tags]
+    pairs = {(tuple(weights["mean"]), tuple(weights["std"])) for weights in known}
+    if len(pairs) == 1:
+        mean, std = pairs.pop()
+        return {"mean": mean, "std": std}
+    print(f"{architecture}: images are normalised with OpenAI's mean and deviation")
+    return {}
 
 
 def _read_torch_file(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """When do two heads beat one? DHO against a single head on scikit-learn's digits, in a loop without Dassl.
 
-    python scripts/digits.py            # three kinds of teacher, ten seeds, about two minutes on one core
+    python scripts/digits.py            # three kinds of teacher, ten seeds, about a minute on one core
 
 1,797 real 8 x 8 images. A teacher is trained on 500 of them whose labels are either clean, or wrong at random, or wrong
 systematically (half of the 3s called 8, of the 4s called 9, of the 1s called 7, of the 5s called 6). A student sees two

@@ -97,7 +97,7 @@ def block(x: Tensor, state: dict[str, Tensor], name: str, heads: int, *, causal:
 
 
 def prompted_image(image: Tensor, prompts: Tensor, state: dict[str, Tensor], layers: int, heads: int) -> Tensor:
-    """Deep visual prompts on one normalised image (3, H, W): n tokens at the end, of each of the first layers its own."""
+    """Deep visual prompts on one normalised image (3, H, W): n tokens at the end, each layer its own."""
     kernel = state["visual.conv1.weight"]
     patch = kernel.shape[-1]
     tokens = [state["visual.class_embedding"]]

@@ -69,6 +69,9 @@ def test_mistakes_exit_with_2_and_one_line(workspace, tmp_path, capsys):
         ("--trainer CoOp --dataset shapes TRAINER.DHO.LAMBDA half", "TRAINER.DHO.LAMBDA half"),
         ("--trainer CoOp --dataset shapes --config-file nowhere.yaml", "nowhere.yaml"),
         ("--trainer CoOp --dataset shapes DATASET.NAME Shaper", "Did you mean 'Shapes"),
+        ("--trainer CoOp --dataset shapes --eval-only", "--model-dir"),
+        ("--trainer CoOp --dataset imagenet_r --root x --ood", "no shifted test sets"),
+        ("--trainer CoOp --dataset shapes --ood DATASET.SUBSAMPLE_CLASSES base", "all classes"),
     ],
 )
 def test_mistakes_are_named_with_the_nearest_right_word(line, message):
@@ -111,10 +114,36 @@ def test_a_method_and_its_dho_trainer_share_their_file():
         assert files == {CONFIGS / "trainers" / "CoOp" / f"{file}.yaml"}
 
 
+def test_an_output_folder_among_the_options_is_kept():
+    assert config("--trainer CoOp --dataset shapes OUTPUT_DIR somewhere").OUTPUT_DIR == "somewhere"
+
+
+def test_coops_scripts_find_the_shared_file_under_the_dho_trainers_name(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    line = "--trainer CoOpDHO --dataset shapes --config-file configs/trainers/CoOpDHO/rn50_ep100.yaml"
+    assert config(line).MODEL.BACKBONE.NAME == "RN50"
+
+
+def test_a_wrong_type_in_a_yaml_file_is_said(tmp_path):
+    (tmp_path / "t.yaml").write_text("OPTIM:\n  MAX_EPOCH: many\n")
+    with pytest.raises(UsageError, match=r"t\.yaml"):
+        config(f"--trainer CoOp --dataset shapes --config-file {tmp_path}/t.yaml")
+
+
+def test_a_home_folder_as_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cfg = config("--trainer CoOp --dataset shapes --root ~/data --shots 1")
+    assert len(DATASET_REGISTRY.get("Shapes")(cfg).train_x) == 32
+    assert (tmp_path / "data" / "shapes").is_dir() and not (tmp_path / "~").exists()
+
+
 def test_output_folders_follow_coop():
     cfg = config("--trainer CoOpDHO --dataset imagenet --root x --shots 16 --seed 2")
     assert cfg.OUTPUT_DIR == "output/imagenet/CoOpDHO/vit_b16_ep50_16shots/nctx16_cscFalse_ctpend/seed2"
-    cfg = config("--trainer LinearProbeDHO --dataset imagenet --root x --labels-only --shots 1 --eval-only")
+    cfg = config(
+        "--trainer LinearProbeDHO --dataset imagenet --root x --labels-only --shots 1 --eval-only --model-dir y"
+    )
     assert cfg.OUTPUT_DIR == "output/evaluation/imagenet/LinearProbeDHO/vit_b16_ep20_1shots_labels/seed1"
 
 

@@ -8,7 +8,7 @@ import reference
 import runs
 import torch
 
-from dho_plugin import DualHeadLogits, interpolate, precision
+from dho_plugin import DualHeadLogits, cli, interpolate, precision
 from dho_plugin.classes import ClassList, class_list
 from dho_plugin.errors import UsageError
 from dho_plugin.host import TRAINER_REGISTRY
@@ -217,11 +217,151 @@ def test_resumed_run_equals_the_unbroken_one(workspace, tmp_path, name):
         assert torch.equal(value, weights(unbroken)[key]), key
 
 
-def test_best_model_on_validation_is_saved_and_deployed(workspace, tmp_path):
-    row = runs.run(workspace, "CoOpDHO", tmp_path, "", "TEST.FINAL_MODEL best_val")
-    assert (tmp_path / "kd_head" / "model-best.pth.tar").is_file()
-    again = runs.run(workspace, "CoOpDHO", tmp_path / "eval", f"--eval-only --model-dir {tmp_path}")
-    assert again == row
+def shapes(tmp_path, options: str):
+    """A short run on the demo's pictures, which have a validation split of their own."""
+    line = (
+        f"--trainer LinearProbe --dataset shapes --shots 1 --root {tmp_path.parent / 'shapes'} --output-dir {tmp_path}"
+    )
+    line += " OPTIM.MAX_EPOCH 3 TRAINER.DHO.STEPS_PER_EPOCH 1 TEST.FINAL_MODEL best_val TRAIN.CHECKPOINT_FREQ 1"
+    cfg = cli.build_config(cli.parser().parse_args(f"{line} {options}".split()))
+    return TRAINER_REGISTRY.get("LinearProbe")(cfg)
+
+
+def test_best_model_is_kept_over_a_resume(tmp_path):
+    trainer = shapes(tmp_path, "")
+    results = iter([90.0, 50.0, 60.0])
+
+    def scripted(split=None):
+        trainer.last_accuracy = next(results) if split == "val" else 0.0
+        return trainer.last_accuracy
+
+    trainer.test = scripted
+    trainer.max_epoch = 2
+    trainer.train()
+    best = torch.load(tmp_path / "ce_head" / "model-best.pth.tar", weights_only=True)
+    assert (best["epoch"], best["val_result"]) == (1, 90.0)
+    for part in (tmp_path / "ce_head").glob("checkpoint"):
+        part.write_text("model.pth.tar-2\n")
+    again = shapes(tmp_path, "")
+    again.test = scripted
+    trainer = again
+    again.train()
+    assert torch.load(tmp_path / "ce_head" / "model-best.pth.tar", weights_only=True)["epoch"] == 1
+
+
+def test_no_training_and_no_choice_of_epoch_on_test_images(workspace, tmp_path):
+    trainer = runs.make(workspace, "CoOp", tmp_path, "", "TEST.FINAL_MODEL best_val")
+    with pytest.raises(UsageError, match="choose the epoch on test images"):
+        trainer.train()
+    trainer = runs.make(workspace, "CoOp", tmp_path, "--dataset imagenet_r --shots 1")
+    with pytest.raises(UsageError, match="for testing only"):
+        trainer.train()
+
+
+def test_a_folder_of_another_run_is_not_gone_on_from(workspace, tmp_path):
+    first = runs.run(workspace, "CoOpDHO", tmp_path)
+    assert runs.run(workspace, "CoOpDHO", tmp_path) == first  # the same run: finished, so only evaluated
+    with pytest.raises(UsageError, match=r"other settings \(OPTIM.LR: 0.002 there, 0.1 now; TRAINER.DHO.LAMBDA"):
+        runs.run(workspace, "CoOpDHO", tmp_path, "", "TRAINER.DHO.LAMBDA 0.9 OPTIM.LR 0.1")
+    with pytest.raises(UsageError, match="nothing to resume"):
+        runs.run(workspace, "CoOpDHO", tmp_path / "new", f"--resume {tmp_path / 'typo'}")
+
+
+def test_parts_of_different_epochs_go_on_from_the_last_that_all_have(workspace, tmp_path):
+    """As after a kill between the writing of two parts."""
+    options = "TRAIN.CHECKPOINT_FREQ 1"
+    runs.run(workspace, "CoOpDHO", tmp_path, "", options)
+    final = torch.load(tmp_path / "kd_head" / "model.pth.tar-2", weights_only=True)["state_dict"]
+    (tmp_path / "prompt_learner" / "model.pth.tar-2").unlink()
+    (tmp_path / "prompt_learner" / "checkpoint").write_text("model.pth.tar-1\n")
+    trainer = runs.make(workspace, "CoOpDHO", tmp_path, "", options)
+    trainer.train()
+    assert trainer.start_epoch == 1
+    assert torch.equal(trainer.kd_head.state_dict()["head.weight"], final["head.weight"])
+
+
+def test_base_to_new_classes(workspace, tmp_path):
+    """A generic context serves new classes; a KD head does not, and says so; a linear probe cannot answer at all."""
+    for name in ("CoOp", "CoOpDHO", "LinearProbe"):
+        runs.run(workspace, name, tmp_path / name, "", "DATASET.SUBSAMPLE_CLASSES base")
+    new = "DATASET.SUBSAMPLE_CLASSES new"
+    coop = runs.make(workspace, "CoOp", tmp_path / "e", "", new)
+    coop.load_model(str(tmp_path / "CoOp"))
+    assert len(coop.ce_head.prompt_learner.end) == 3 and coop.test_rows is None
+    both = runs.make(workspace, "CoOpDHO", tmp_path / "f", "", new)
+    both.load_model(str(tmp_path / "CoOpDHO"))
+    assert both.ce_only
+    both.set_model_mode("eval")
+    images, _ = both.parse_batch_test(next(iter(both.test_loader)))
+    with torch.no_grad():
+        expected = torch.softmax(both.ce_head(both.backbone(images)), dim=-1)
+        torch.testing.assert_close(both.model_inference(images), expected)
+    probe = runs.make(workspace, "LinearProbe", tmp_path / "g", "", new)
+    with pytest.raises(UsageError, match="not among the 3 classes"):
+        probe.load_model(str(tmp_path / "LinearProbe"))
+
+
+def test_the_command_of_the_readme_without_shots_labels_everything(workspace, tmp_path, capsys):
+    words = f"--trainer CoOpDHO --dataset imagenet --root {workspace} --teacher {workspace}/teacher.pt --ood"
+    words += f" --backbone {workspace}/student.safetensors --output-dir {tmp_path} OPTIM.MAX_EPOCH 1"
+    args = cli.parser().parse_args(words.split())
+    assert list(cli.run(cli.build_config(args), args)) == ["test", "V2", "Sketch", "R", "A"]
+    assert "All 24 training images are labelled" in capsys.readouterr().out
+
+
+def test_shots_do_not_matter_to_an_evaluation(workspace, tmp_path):
+    row = runs.run(workspace, "ZeroshotCLIP", tmp_path, "--dataset imagenetv2 --shots 16 --eval-only")
+    assert 0 <= row["test"] <= 100
+
+
+def test_without_a_test_there_is_no_accuracy(workspace, tmp_path):
+    assert runs.run(workspace, "CoOp", tmp_path, "", "TEST.NO_TEST True") == {}
+
+
+def test_shifts_leave_the_runs_own_confusion_matrix_alone(workspace, tmp_path):
+    runs.run(workspace, "CoOp", tmp_path, "--ood", "TEST.COMPUTE_CMAT True")
+    load = {"map_location": "cpu", "weights_only": False}  # the real Dassl writes a numpy array
+    assert torch.load(tmp_path / "cmat.pt", **load).shape == (6, 6)
+    assert torch.load(tmp_path / "shifts" / "R" / "cmat.pt", **load).shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("TRAINER.DHO.UNLABELED_POOL unoin", "Did you mean 'union'"),
+        ("TRAINER.DHO.HEAD.INIT kaimming", "Did you mean 'kaiming'"),
+        ("TRAINER.DHO.HEAD.KD cosin", "Did you mean 'cosine'"),
+        ("TRAINER.DHO.ALPHA 1.5", "ALPHA must be in"),
+        ("TRAINER.DHO.BETA 0.0", "BETA must be positive"),
+        ("INPUT.INTERPOLATION bicubik", "Did you mean 'bicubic'"),
+        ("TRAIN.COUNT_ITER train_y", "Did you mean 'train_"),
+        ("TRAINER.COOP.PREC fp6", "Did you mean 'fp16'"),
+    ],
+)
+def test_a_misspelt_choice_is_refused_before_the_data_is_read(workspace, tmp_path, option, message):
+    with pytest.raises(UsageError, match=message):
+        runs.make(workspace, "CoOpDHO", tmp_path, "--root nowhere", option)
+
+
+def test_another_number_of_context_tokens_does_not_load(workspace, tmp_path):
+    runs.run(workspace, "CoOp", tmp_path)
+    trainer = runs.make(workspace, "CoOp", tmp_path / "e", "", "TRAINER.COOP.N_CTX 4")
+    with pytest.raises(UsageError, match="does not fit this model"):
+        trainer.load_model(str(tmp_path))
+
+
+def test_initialisation_from_the_teachers_texts_needs_equal_widths(workspace, tmp_path):
+    with pytest.raises(UsageError, match=r"\(6, 32\).*got \(6, 48\)"):
+        runs.make(workspace, "CoOpDHO", tmp_path, "", "TRAINER.DHO.HEAD.INIT teacher")
+    same = f"--teacher {workspace}/student.safetensors"
+    trainer = runs.make(workspace, "CoOpDHO", tmp_path, same, "TRAINER.DHO.HEAD.INIT teacher")
+    torch.testing.assert_close(trainer.kd_head.head.weight, trainer.teacher.head.weight)
+
+
+def test_epochs_may_be_counted_by_the_unlabelled_images_for_every_row(workspace, tmp_path):
+    options = "TRAINER.DHO.STEPS_PER_EPOCH 0 TRAIN.COUNT_ITER train_u"
+    for name, flags in (("CoOp", "--shots 1"), ("CoOpDHO", "--shots 1"), ("CoOpDHO", "--shots 1 --labels-only")):
+        assert len(runs.make(workspace, name, tmp_path, flags, options).train_loader_x) == 18 // 4
 
 
 def test_a_checkpoint_of_coops_own_is_loaded(workspace, tmp_path):
@@ -299,7 +439,7 @@ def test_a_nan_loss_stops_before_the_step_is_applied(workspace, tmp_path, monkey
 
 def test_too_many_shots_and_an_empty_pool_are_said_at_once(workspace, tmp_path):
     with pytest.raises(UsageError, match=r"6 classes have fewer.*tench \(4\)"):
-        runs.make(workspace, "CoOp", tmp_path, "--shots 16")
+        runs.make(workspace, "CoOp", tmp_path, "--shots 16").train()
     trainer = runs.make(workspace, "CoOpDHO", tmp_path, "--shots 4")
     with pytest.raises(UsageError, match="--labels-only"):
         trainer.train()

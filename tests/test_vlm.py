@@ -119,7 +119,15 @@ def test_openais_cache_is_found(offline, monkeypatch):
     cache = Path("~/.cache/clip").expanduser()
     cache.mkdir(parents=True)
     torch.save(tiny.openai_state(tiny.tiny_clip(), 32), cache / "ViT-B-16.pt")
-    assert load_vlm("ViT-B/16").image.size == 32
+    with pytest.raises(UsageError, match=r"ViT-B-16\.pt is no ViT-B-16-quickgelu"):
+        load_vlm("ViT-B/16")  # found, and seen to hold something smaller
+
+
+def test_other_architectures_bring_their_own_normalisation():
+    from dho_plugin.vlm import _usual_preprocess
+
+    assert _usual_preprocess("ViT-B-16-SigLIP")["mean"] == (0.5, 0.5, 0.5)
+    assert _usual_preprocess("ViT-B-16-quickgelu")["mean"] == pytest.approx(tiny.MEAN)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ method itself (the control) and, with `DHO` of dho.py mixed in, the method with 
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..averaging import WeightedAverage
-from ..classes import DEFAULT_TEMPLATE, TEMPLATES, ClassList, KnowsClasses, class_list
-from ..errors import UsageError
+from ..classes import DEFAULT_TEMPLATE, TEMPLATES, ClassList, KnowsClasses, class_bound_states, class_list
+from ..errors import UsageError, check_choice
 from ..heads import build_head
 from ..host import (
     TrainerX,
@@ -27,15 +28,17 @@ from ..host import (
     build_lr_scheduler,
     build_optimizer,
     compute_accuracy,
-    load_checkpoint,
 )
 from ..loaders import EpochLoader
 from ..losses import supervised_loss
-from ..pool import check_shots
+from ..pool import check_shots, check_trainable
+from ..precision import CHOICES as PRECISIONS
 from ..precision import Precision
+from ..saved import best_so_far, prepare_resume, read_checkpoint, write_record
 from ..towers import VLM
+from ..views import INTERPOLATIONS
 from ..vlm import load_vlm
-from .data import DataManager
+from .data import COUNTS, DataManager
 
 
 class MethodTrainer(TrainerX):
@@ -84,10 +87,15 @@ class MethodTrainer(TrainerX):
 
     # Data
 
+    def check_cfg(self, cfg: Any) -> None:
+        """Refuse a misspelt choice before anything is read."""
+        check_choice("INPUT.INTERPOLATION", cfg.INPUT.INTERPOLATION, INTERPOLATIONS)
+        check_choice("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, COUNTS)
+        check_choice(f"TRAINER.{self.section}.PREC", cfg.TRAINER[self.section].PREC, PRECISIONS)
+
     def build_data_loader(self) -> None:
         cfg = self.cfg
         dataset = build_dataset(cfg)
-        check_shots(dataset.train_x, cfg.DATASET.NUM_SHOTS, dataset.lab2cname)
         self.classes = self.test_classes = class_list(dataset)
         self.test_rows: Tensor | None = None
         self.view_seed = cfg.SEED if cfg.SEED >= 0 else secrets.randbelow(2**31)
@@ -112,8 +120,17 @@ class MethodTrainer(TrainerX):
         return None
 
     def before_train(self) -> None:
-        len(self.train_loader_x)  # so that what is wrong with the data is said before anything else happens
+        """Say what is wrong with data or output folder before anything else happens."""
+        cfg, dataset, names = self.cfg, self.dm.dataset, self.get_model_names()
+        self.last_accuracy = math.nan
+        check_trainable(dataset, final_model=cfg.TEST.FINAL_MODEL)
+        check_shots(dataset.train_x, cfg.DATASET.NUM_SHOTS, dataset.lab2cname)
+        prepare_resume(cfg, names)
+        len(self.train_loader_x)
         super().before_train()
+        best = best_so_far(cfg, names) if self.start_epoch else None
+        self.best_result = self.best_result if best is None else best
+        write_record(cfg, Path(cfg.OUTPUT_DIR))
 
     def before_epoch(self) -> None:
         super().before_epoch()
@@ -219,62 +236,67 @@ class MethodTrainer(TrainerX):
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load what `learned` names, whatever classes the dataset at hand has.
 
-        A checkpoint that carries its class list is loaded over those classes, and the classes of the dataset at hand
-        are then picked from them by id. One without (CoOp's own) is loaded over the dataset's classes.
+        Parts that are bound to classes (heads, class-specific contexts) are loaded over the classes they were trained
+        on, and those of the dataset at hand are then picked from them by id. A generic context serves any classes.
 
         Args:
             directory: the run's output folder. epoch: of the checkpoint; None for the best, else the last.
         """
         if not directory:
             raise UsageError("no model to load: give the output folder of a training run (--model-dir)")
-        states = {name: self._read(Path(directory), name, epoch) for name in self.get_model_names()}
-        lists = [state["_extra_state"] for state in states.values() if "_extra_state" in state]
+        states = {name: read_checkpoint(Path(directory), name, epoch)["state_dict"] for name in self.loaded_parts()}
+        lists = [found for name, state in states.items() for found in class_bound_states(self._models[name], state)]
         if lists:
-            trained_on = ClassList.decode(lists[0])
-            self.test_rows = trained_on.rows(self.test_classes)
-            if trained_on != self.classes:
-                self.classes = trained_on
-                self.build_model()
-        for name, state in states.items():
-            module = self._models[name]
-            wanted = module.state_dict()
-            missing = sorted(set(wanted) - set(state) - {"_extra_state"})
-            if missing:
-                raise UsageError(f"{directory}/{name} holds no {missing[0]!r}: it was saved by another trainer")
-            module.load_state_dict({key: state.get(key, value) for key, value in wanted.items()})
+            self.load_over(lists[0])
+        for name in self.loaded_parts():
+            self._load_part(f"{directory}/{name}", self._models[name], states[name])
 
-    def _read(self, directory: Path, name: str, epoch: int | None) -> dict[str, Tensor]:
-        folder = directory / name
-        files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
-        if epoch is None and file not in files and "checkpoint" in files:
-            file = (folder / "checkpoint").read_text(encoding="utf-8").strip()
-        if file not in files:
-            raise UsageError(f"no {file} in {folder}: it holds {files or 'nothing'}")
-        checkpoint = load_checkpoint(str(folder / file))
-        print(f"Loading {folder / file} (epoch {checkpoint['epoch']})")
-        return checkpoint["state_dict"]
+    def load_over(self, trained_on: ClassList) -> None:
+        """Rebuild the model over the classes of a checkpoint, and find the classes of the dataset at hand in them."""
+        self.test_rows = trained_on.rows(self.test_classes)
+        if trained_on != self.classes:
+            self.classes = trained_on
+            self.build_model()
+
+    def loaded_parts(self) -> list[str]:
+        """Parts of the model that an evaluation needs from a checkpoint."""
+        return list(self.learned())
+
+    def _load_part(self, path: str, module: nn.Module, state: dict[str, Tensor]) -> None:
+        wanted = module.state_dict()
+        missing = sorted(key for key in set(wanted) - set(state) if not key.endswith("_extra_state"))
+        if missing:
+            raise UsageError(f"{path} holds no {missing[0]!r}: it was saved by another trainer")
+        try:
+            module.load_state_dict({key: state.get(key, value) for key, value in wanted.items()})
+        except RuntimeError as error:
+            raise UsageError(
+                f"{path} does not fit this model; were the options others when it was trained? {error}"
+            ) from error
 
     # Other test sets
 
     @contextmanager
-    def testing_on(self, dataset: Any) -> Iterator[None]:
+    def testing_on(self, dataset: Any, output: str = "") -> Iterator[None]:
         """Within this context `test()` evaluates the test images of another dataset, over its own classes.
 
         Args:
             dataset: a Dassl dataset whose classes are among those the model was trained on.
+            output: folder for what the evaluator saves, so that the run's own results stay; empty for the run's.
         """
-        kept = self.test_rows, self.test_loader, self.evaluator
+        kept = self.test_rows, self.test_loader, self.evaluator, self._writer
+        self._writer = None
         self.test_rows = self.classes.rows(class_list(dataset))
         self.test_loader = self.dm.evaluation_loader(dataset.test)
         quiet = self.cfg.clone()
         quiet.defrost()
         quiet.VERBOSE = False
+        quiet.OUTPUT_DIR = output or quiet.OUTPUT_DIR
         self.evaluator = build_evaluator(quiet, lab2cname=dataset.lab2cname)
         try:
             yield
         finally:
-            self.test_rows, self.test_loader, self.evaluator = kept
+            self.test_rows, self.test_loader, self.evaluator, self._writer = kept
 
 
 class ClassHead(KnowsClasses):
@@ -286,8 +308,9 @@ class ClassHead(KnowsClasses):
         self.classes = classes
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (N, d) -> logits (N, C)."""
-        return self.head(features)
+        """Features (N, d) -> logits (N, C), float32."""
+        with torch.autocast(features.device.type, enabled=False):  # half precision would tie the top of 1000 classes
+            return self.head(features.float())
 
 
 class ImageEncoder(nn.Module):

@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader
 
 from ..errors import UsageError, did_you_mean
 from ..loaders import EpochLoader, Sizes, StepBatches, TestImages, ViewSource
+from ..pool import unlabeled_paths
 from ..views import INTERPOLATIONS, ViewPolicy
 
+COUNTS = ("train_x", "train_u", "smaller_one")
 _TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
 
 
@@ -55,7 +57,7 @@ class DataManager:
         unlabeled_size = batch_size if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U.BATCH_SIZE
         source = self._source(unlabeled, sizes, seed, stream=1) if unlabeled else None
         batches = StepBatches(labeled, labels, batch_size, source, unlabeled_size)
-        steps = cfg.TRAINER.DHO.STEPS_PER_EPOCH or max(1, len(labels) // batch_size)
+        steps = cfg.TRAINER.DHO.STEPS_PER_EPOCH or self._passes(len(labels) // batch_size, unlabeled_size)
         print(
             f"{cfg.DATASET.NAME}: {self.num_classes:,} classes, {len(labels):,} labelled, "
             f"{len(unlabeled):,} unlabelled, {len(self.dataset.val or []):,} validation, "
@@ -63,6 +65,15 @@ class DataManager:
             f"{steps:,} steps an epoch; order and views from seed {seed}"
         )
         return EpochLoader(batches, steps=steps, workers=cfg.DATALOADER.NUM_WORKERS, pin_memory=self.pin_memory)
+
+    def _passes(self, labeled_steps: int, unlabeled_size: int) -> int:
+        """Steps of an epoch by TRAIN.COUNT_ITER; a row without unlabelled images takes as many as its companions."""
+        counts = {"train_x": labeled_steps}
+        if self.cfg.TRAIN.COUNT_ITER != "train_x":
+            pool = unlabeled_paths(self.cfg, self.dataset.train_x, pool=self.cfg.TRAINER.DHO.UNLABELED_POOL)
+            counts["train_u"] = len(pool) // unlabeled_size
+            counts["smaller_one"] = min(counts.values())
+        return max(1, counts[self.cfg.TRAIN.COUNT_ITER])
 
     def _source(self, paths: Sequence[str], sizes: Sizes, seed: int, *, stream: int) -> ViewSource:
         return ViewSource(

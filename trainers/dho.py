@@ -8,14 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..heads import DualHeadLogits, build_head
+from ..classes import ClassList, KnowsClasses
+from ..errors import UsageError, check_choice
+from ..heads import HEAD_KINDS, DualHeadLogits, build_head
 from ..interpolation import interpolate
 from ..losses import dual_head_loss
-from ..pool import unlabeled_paths
+from ..pool import POOLS, unlabeled_paths
 from ..student import DualHeadStudent
 from ..teachers import ZeroShotTeacher
 from ..vlm import imagenet_templates, load_vlm
 from .base import ClassHead, MethodTrainer
+
+# Language-aware initialisation takes the student's own text features: those of another model, even of equal width, lie
+# in another space. The paper's wording, the teacher's text encoder, is "teacher".
+INITS = ("text", "teacher", "kaiming")
 
 
 class DHO(MethodTrainer):
@@ -24,6 +30,24 @@ class DHO(MethodTrainer):
     The base method keeps its own classifier as the CE pathway; a KD head on the features that enter that classifier is
     trained on the teacher's probabilities of labelled and unlabelled images; the two are interpolated at test time.
     """
+
+    ce_only = False  # set where a test set has classes that the KD head never saw
+
+    def check_cfg(self, cfg: Any) -> None:
+        super().check_cfg(cfg)
+        dho = cfg.TRAINER.DHO
+        check_choice("TRAINER.DHO.UNLABELED_POOL", dho.UNLABELED_POOL, POOLS)
+        check_choice("TRAINER.DHO.HEAD.KD", dho.HEAD.KD, HEAD_KINDS)
+        check_choice("TRAINER.DHO.HEAD.INIT", dho.HEAD.INIT, INITS)
+        for key, fits, wanted in (
+            ("LAMBDA", 0 <= dho.LAMBDA <= 1, "in [0, 1]"),
+            ("ALPHA", 0 <= dho.ALPHA <= 1, "in [0, 1]"),
+            ("BETA", dho.BETA > 0, "positive"),
+            ("ZETA", dho.ZETA > 0, "positive"),
+            ("ETA", dho.ETA > 0, "positive"),
+        ):
+            if not fits:
+                raise UsageError(f"TRAINER.DHO.{key} must be {wanted}, got {dho[key]}")
 
     # Data
 
@@ -50,9 +74,10 @@ class DHO(MethodTrainer):
 
     def assemble(self) -> nn.Module:
         dho = self.cfg.TRAINER.DHO
-        embeddings = (
-            self.vlm.class_embeddings(self.classes.names, self.templates()) if dho.HEAD.INIT == "text" else None
-        )
+        embeddings = None
+        if dho.HEAD.INIT != "kaiming":
+            source = self.teacher.vlm if dho.HEAD.INIT == "teacher" else self.vlm
+            embeddings = source.class_embeddings(self.classes.names, self.templates())
         head = build_head(
             dho.HEAD.KD, self.feature_width(), len(self.classes.names), class_embeddings=embeddings, scale=1 / dho.ZETA
         )
@@ -102,5 +127,21 @@ class DHO(MethodTrainer):
             logits = self.model(images)
         return DualHeadLogits(logits.ce.float(), logits.kd.float()).restrict(self.test_rows)
 
+    def load_over(self, trained_on: ClassList) -> None:
+        """As for the control; but a CE pathway that serves any classes answers alone for those of another set."""
+        bound = [m for m in self.ce_head.modules() if isinstance(m, KnowsClasses) and m.class_bound]
+        try:
+            super().load_over(trained_on)
+        except UsageError as reason:
+            if bound:
+                raise
+            self.ce_only = True
+            print(f"The KD head cannot answer here ({reason}). The CE pathway alone answers")
+
+    def loaded_parts(self) -> list[str]:
+        return [name for name in super().loaded_parts() if not (self.ce_only and name == "kd_head")]
+
     def model_inference(self, images: Tensor) -> Tensor:
+        if self.ce_only:
+            return torch.softmax(self.heads(images).ce, dim=-1)
         return interpolate(self.heads(images), alpha=self.cfg.TRAINER.DHO.ALPHA, beta=self.cfg.TRAINER.DHO.BETA)

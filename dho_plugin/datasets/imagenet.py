@@ -51,23 +51,22 @@ def list_folder(path: Path) -> list[Path]:
     )
 
 
-def subsample_classes(items: list[Datum], num_classes: int, subsample: str) -> list[Datum]:
-    """CoOp's base-to-new split: the first half of the classes (rounded up) is "base", the rest "new".
-
-    Args:
-        items: Dassl items. num_classes: C. subsample: "all", "base" or "new".
-
-    Returns:
-        The items of those classes, labelled from 0.
-    """
+def class_range(num_classes: int, subsample: str) -> range:
+    """CoOp's base-to-new split of the labels: "base" is the first half (rounded up), "new" the rest, "all" both."""
     if subsample not in ("all", "base", "new"):
         raise UsageError(f"DATASET.SUBSAMPLE_CLASSES must be all, base or new, got {subsample!r}")
     half = math.ceil(num_classes / 2)
-    first, last = {"all": (0, num_classes), "base": (0, half), "new": (half, num_classes)}[subsample]
+    return {"all": range(num_classes), "base": range(half), "new": range(half, num_classes)}[subsample]
+
+
+def keep_classes(items: list[Datum], labels: range, num_classes: int) -> list[Datum]:
+    """The items of the given labels, labelled from 0."""
+    if len(labels) == num_classes:
+        return items
     return [
-        Datum(impath=item.impath, label=item.label - first, domain=item.domain, classname=item.classname)
+        Datum(impath=item.impath, label=item.label - labels.start, domain=item.domain, classname=item.classname)
         for item in items
-        if first <= item.label < last
+        if item.label in labels
     ]
 
 
@@ -86,8 +85,12 @@ class ClassFolders(DatasetBase):
     def __init__(self, cfg: Any) -> None:
         self.dataset_dir = str(Path(cfg.DATASET.ROOT).expanduser().absolute() / self.folder)
         self.names = read_classnames(Path(self.dataset_dir) / "classnames.txt")
+        super().__init__(**self.splits(cfg))
+
+    def splits(self, cfg: Any) -> dict[str, list[Datum]]:
+        """The sets that DatasetBase takes; Dassl wants a train_x even of a set that is for testing only."""
         test = self.read(self.images)
-        super().__init__(train_x=test, test=test)
+        return {"train_x": test, "test": test}
 
     def read(self, images: str) -> list[Datum]:
         """All images below <dataset>/<images>/<class folder>/, labelled by the sorted order of the folders."""
@@ -124,26 +127,22 @@ class TrainableFolders(ClassFolders):
     val_folder: ClassVar[str] = "val"
     test_folder: ClassVar[str] = "val"
 
-    def __init__(self, cfg: Any) -> None:
-        self.dataset_dir = str(Path(cfg.DATASET.ROOT).expanduser().absolute() / self.folder)
-        self.names = read_classnames(Path(self.dataset_dir) / "classnames.txt")
+    def splits(self, cfg: Any) -> dict[str, list[Datum]]:
         test = self.read(f"{self.images}/{self.test_folder}")
-        test_ids = self.class_ids
+        ids = self.class_ids
         val = test if self.val_folder == self.test_folder else self.read(f"{self.images}/{self.val_folder}")
         train = self.read(f"{self.images}/{self.train_folder}")
-        if test_ids != self.class_ids:
-            odd = sorted(set(test_ids).symmetric_difference(self.class_ids))
+        if ids != self.class_ids:
+            odd = sorted(set(ids).symmetric_difference(self.class_ids))
             raise UsageError(
                 f"{self.dataset_dir}: train and test folders differ in {len(odd)} classes, first {odd[0]!r}"
             )
         # Drawn by Dassl's own function at the same point as CoOp's dataset, from the same state: the same K shots.
         labeled = self.generate_fewshot_dataset(train, num_shots=cfg.DATASET.NUM_SHOTS)
-        sets = [subsample_classes(part, len(test_ids), cfg.DATASET.SUBSAMPLE_CLASSES) for part in (labeled, val, test)]
-        half = math.ceil(len(test_ids) / 2)
-        self.class_ids = {"all": test_ids, "base": test_ids[:half], "new": test_ids[half:]}[
-            cfg.DATASET.SUBSAMPLE_CLASSES
-        ]
-        DatasetBase.__init__(self, train_x=sets[0], val=sets[1], test=sets[2])
+        labels = class_range(len(ids), cfg.DATASET.SUBSAMPLE_CLASSES)
+        self.class_ids = ids[labels.start : labels.stop]
+        sets = {"train_x": labeled, "val": val, "test": test}
+        return {name: keep_classes(items, labels, len(ids)) for name, items in sets.items()}
 
 
 @register_dataset

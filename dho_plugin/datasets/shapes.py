@@ -21,7 +21,7 @@ class _Drawn(ClassFolders):
     """Draws the pictures before the first read."""
 
     def __init__(self, cfg: Any) -> None:
-        build_shapes_tree(Path(cfg.DATASET.ROOT))
+        build_shapes_tree(Path(cfg.DATASET.ROOT).expanduser())
         super().__init__(cfg)
 
 

@@ -1,0 +1,109 @@
+"""What a run leaves in its output folder, and whether another run may go on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import UsageError
+from .host import load_checkpoint
+
+RECORD = "config.yaml"
+# Settings that may differ between a run and its continuation.
+FREE = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "VERBOSE", "USE_CUDA", "TRAIN.", "TEST.")
+
+
+def read_checkpoint(directory: Path, name: str, epoch: int | None) -> dict[str, Any]:
+    """The checkpoint of one part of a model.
+
+    Args:
+        directory: a run's output folder. name: the part's folder. epoch: None for the best, else for the last.
+
+    Raises:
+        UsageError: there is none; it says what is there.
+    """
+    folder = directory / name
+    files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
+    if epoch is None and file not in files and "checkpoint" in files:
+        file = (folder / "checkpoint").read_text(encoding="utf-8").strip()
+    if file not in files:
+        raise UsageError(f"no {file} in {folder}: it holds {files or 'nothing'}")
+    checkpoint = load_checkpoint(str(folder / file))
+    print(f"Loading {folder / file} (epoch {checkpoint['epoch']})")
+    return checkpoint
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A configuration as one level of dotted keys with plain values."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def write_record(cfg: Any, folder: Path) -> None:
+    """Leave the resolved configuration in the output folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).write_text(yaml.safe_dump(flatten(cfg)), encoding="utf-8")
+
+
+def prepare_resume(cfg: Any, names: list[str]) -> None:
+    """Check that what lies in the folder to go on from is this very run, and settle on one epoch for all its parts.
+
+    Dassl goes on from any checkpoint that it finds in the output folder, whatever made it.
+
+    Args:
+        cfg: the run's configuration. names: folders of the parts that are trained.
+
+    Raises:
+        UsageError: --resume names a folder without checkpoints; the run there had other settings (the keys are named);
+            its parts have no epoch in common.
+    """
+    folder = Path(cfg.RESUME or cfg.OUTPUT_DIR)
+    parts = [folder / name for name in names]
+    if not all((part / "checkpoint").is_file() for part in parts):
+        if cfg.RESUME:
+            raise UsageError(f"nothing to resume in {folder}: expected {[f'{part.name}/checkpoint' for part in parts]}")
+        return
+    if (folder / RECORD).is_file():
+        _check_record(cfg, folder)
+    last = [_epoch((part / "checkpoint").read_text(encoding="utf-8").strip()) for part in parts]
+    if len(set(last)) > 1:  # killed between two writes
+        common = set.intersection(*({_epoch(file.name) for file in part.glob("model.pth.tar-*")} for part in parts))
+        if not common:
+            raise UsageError(
+                f"the parts in {folder} are of different epochs ({last}): delete the folder and start again"
+            )
+        for part in parts:
+            (part / "checkpoint").write_text(f"model.pth.tar-{max(common)}\n", encoding="utf-8")
+
+
+def _check_record(cfg: Any, folder: Path) -> None:
+    before = yaml.safe_load((folder / RECORD).read_text(encoding="utf-8"))
+    now = flatten(cfg)
+    differing = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if not key.startswith(FREE) and before.get(key) != now.get(key)
+    ]
+    if differing:
+        raise UsageError(
+            f"{folder} holds a run with other settings ({'; '.join(differing[:5])}"
+            f"{'; ...' if len(differing) > 5 else ''}). Choose another --output-dir, or delete the folder"
+        )
+
+
+def _epoch(file: str) -> int:
+    return int(file.rpartition("-")[2]) if file.rpartition("-")[2].isdigit() else -1
+
+
+def best_so_far(cfg: Any, names: list[str]) -> float | None:
+    """Validation result of the best model saved so far, which Dassl forgets when it resumes; None for none."""
+    path = Path(cfg.RESUME or cfg.OUTPUT_DIR) / (names[0] if names else "-") / "model-best.pth.tar"
+    return load_checkpoint(str(path))["val_result"] if path.is_file() else None
