@@ -20,67 +20,49 @@ if not CONFIGS.is_dir():  # an uninstalled clone
     CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-def extend_defaults(cfg: CN = cfg_default) -> None:
-    """Add the keys of this package to a configuration; keys that a host has already defined are left alone."""
-    for section, values in _sections().items():
-        node = cfg
-        for name in section.split("."):
-            if name not in node:
-                node[name] = CN()
-            node = node[name]
-        for key, value in values.items():
-            if key not in node:
-                node[key] = value
+def extend_defaults(section: str, values: dict[str, Any], cfg: CN = cfg_default) -> None:
+    """Add keys to a configuration's defaults; keys that a host has already defined are left alone.
+
+    Args:
+        section: dotted name of the section, such as "TRAINER.COOP". values: default by key.
+    """
+    node = cfg
+    for name in section.split("."):
+        if name not in node:
+            node[name] = CN()
+        node = node[name]
+    for key, value in values.items():
+        if key not in node:
+            node[key] = value
 
 
-def _sections() -> dict[str, dict[str, Any]]:
-    return {
-        # all, base or new: CoOp's base-to-new split of the classes
-        "DATASET": {"SUBSAMPLE_CLASSES": "all"},
-        "TRAINER.COOP": {
-            "N_CTX": 16,
-            "CSC": False,
-            "CTX_INIT": "",
-            "PREC": "fp16",
-            "CLASS_TOKEN_POSITION": "end",
-        },
-        "TRAINER.LINEARPROBE": {"PREC": "fp16"},
-        "TRAINER.VPT": {"N_CTX": 4, "PROMPT_DEPTH": 3, "PREC": "fp16"},
-        "TRAINER.PROMPTSRC": {
-            "N_CTX_VISION": 4,
-            "N_CTX_TEXT": 4,
-            "CTX_INIT": "a photo of a",
-            "PREC": "fp16",
-            "PROMPT_DEPTH_VISION": 9,
-            "PROMPT_DEPTH_TEXT": 9,
-            "TEXT_LOSS_WEIGHT": 25,
-            "IMAGE_LOSS_WEIGHT": 10,
-            "GPA_MEAN": 15,
-            "GPA_STD": 1,
-        },
-        "TRAINER.DHO": {
-            "LAMBDA": 0.5,  # weight of the supervised loss
-            "ZETA": 0.01,  # softmax temperature of the teacher and of the cosine KD head
-            "ETA": 2.0,  # distillation temperature
-            "KD_T2": True,  # multiply the distillation loss by ETA^2
-            "ALPHA": 0.5,  # inference: weight of the CE head
-            "BETA": 1.0,  # inference: temperature of the KD head
-            "UNLABELED": True,  # distil on unlabelled images too
-            "UNLABELED_POOL": "complement",  # or "union": labelled images as well (Algorithm 1, line 7)
-            # Steps of an epoch for this trainer and its control alike; 0: one pass over the set of TRAIN.COUNT_ITER
-            "STEPS_PER_EPOCH": 0,
-        },
-        "TRAINER.DHO.HEAD": {
-            "KD": "cosine",  # cosine (Eq. 10), linear, official
-            "INIT": "text",  # text (the student's text features), teacher (the teacher's, of equal width), kaiming
-            "LR": 0.0,  # learning rate of the KD head and of a linear CE head; 0: OPTIM.LR
-        },
-        "TRAINER.DHO.TEACHER": {
-            "NAME": "ViT-L/14@336px",  # anything that dho_plugin.vlm.load_vlm takes
-            # empty: the dataset's single prompt; ["imagenet"]: CLIP's 80; or prompts with "{}" for the class name
-            "TEMPLATES": (),
-        },
-    }
+# What every trainer shares; a method's own keys stand in its file.
+SHARED: dict[str, dict[str, Any]] = {
+    # all, base or new: CoOp's base-to-new split of the classes
+    "DATASET": {"SUBSAMPLE_CLASSES": "all"},
+    "TRAINER.DHO": {
+        "LAMBDA": 0.5,  # weight of the supervised loss
+        "ZETA": 0.01,  # softmax temperature of the teacher and of the cosine KD head
+        "ETA": 2.0,  # distillation temperature
+        "KD_T2": True,  # multiply the distillation loss by ETA^2
+        "ALPHA": 0.5,  # inference: weight of the CE head
+        "BETA": 1.0,  # inference: temperature of the KD head
+        "UNLABELED": True,  # distil on unlabelled images too
+        "UNLABELED_POOL": "complement",  # or "union": labelled images as well (Algorithm 1, line 7)
+        # Steps of an epoch for this trainer and its control alike; 0: one pass over the set of TRAIN.COUNT_ITER
+        "STEPS_PER_EPOCH": 0,
+    },
+    "TRAINER.DHO.HEAD": {
+        "KD": "cosine",  # cosine (Eq. 10), linear, official
+        "INIT": "text",  # text (the student's text features), teacher (the teacher's, of equal width), kaiming
+        "LR": 0.0,  # learning rate of the KD head and of a linear CE head; 0: OPTIM.LR
+    },
+    "TRAINER.DHO.TEACHER": {
+        "NAME": "ViT-L/14@336px",  # anything that dho_plugin.vlm.load_vlm takes
+        # empty: the dataset's single prompt; ["imagenet"]: CLIP's 80; or prompts with "{}" for the class name
+        "TEMPLATES": (),
+    },
+}
 
 
 def config_file(kind: str, name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from .config import extend_defaults
 from .host import DATASET_REGISTRY, TRAINER_REGISTRY
 
 T = TypeVar("T", bound=type)
@@ -11,7 +12,12 @@ _OURS = __name__.partition(".")[0] + "."
 
 
 def register_trainer(cls: T) -> T:
-    """Class decorator: put a trainer into Dassl's registry, unless the host repository has one of that name."""
+    """Class decorator: put a trainer into Dassl's registry, unless the host repository has one of that name.
+
+    Its `defaults` become the keys of cfg.TRAINER.<section> where the host has not defined them.
+    """
+    trainer: Any = cls
+    extend_defaults(f"TRAINER.{trainer.section}", trainer.defaults)
     return _register(TRAINER_REGISTRY, cls)
 
 

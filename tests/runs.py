@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from dho_plugin import cli
-from dho_plugin.host import build_trainer, set_random_seed
+from dho_plugin.host import TRAINER_REGISTRY, build_trainer, set_random_seed
 
 OPTIONS = "OPTIM.MAX_EPOCH 2 DATALOADER.NUM_WORKERS 0 DATALOADER.TRAIN_X.BATCH_SIZE 4 TRAINER.DHO.STEPS_PER_EPOCH 3"
-PRECISION = " ".join(f"TRAINER.{name}.PREC fp32" for name in ("COOP", "LINEARPROBE", "VPT", "PROMPTSRC"))
+
+
+def _options(value_of) -> str:
+    """KEY VALUE pairs for every registered trainer's own keys that `value_of` has a value for."""
+    classes = [TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()]
+    keys = {(cls.section, key) for cls in classes for key in getattr(cls, "defaults", {}) if hasattr(cls, "section")}
+    return " ".join(f"TRAINER.{section}.{key} {value_of(key)}" for section, key in sorted(keys) if value_of(key))
+
+
+PRECISION = _options({"PREC": "fp32"}.get)
 # The workspace's student has two layers.
-DEPTHS = "TRAINER.VPT.PROMPT_DEPTH 2 TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION 2 TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT 2"
+DEPTHS = _options(lambda key: 2 if "DEPTH" in key else None)
 
 
 def words(workspace: Path, trainer: str, output: Path, flags: str = "", options: str = "") -> list[str]:

@@ -13,8 +13,9 @@ import importlib
 import pkgutil
 
 from .. import datasets as _datasets  # noqa: F401 - registers them
-from ..config import extend_defaults
+from ..config import SHARED, extend_defaults
 
-extend_defaults()
+for _section, _values in SHARED.items():
+    extend_defaults(_section, _values)
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f".{_module.name}", __name__)

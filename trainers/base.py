@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,8 @@ class MethodTrainer(TrainerX):
             test set at hand asks about, None for all. precision: see Precision.
     """
 
-    section = ""  # the method's section of cfg.TRAINER, from which PREC is read
+    section = ""  # the method's section of cfg.TRAINER
+    defaults: ClassVar[dict[str, Any]] = {"PREC": "fp16"}  # the keys of that section and their defaults
     config = "default"  # the yaml file of configs/trainers/<method> that --trainer alone chooses
 
     # What a method supplies

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
 from ..prompts import PromptedClassifier, PromptLearner
@@ -12,9 +14,10 @@ from .dho import DHO
 
 @register_trainer
 class CoOp(MethodTrainer):
-    """Context optimisation. Options: TRAINER.COOP.{N_CTX, CSC, CTX_INIT, CLASS_TOKEN_POSITION, PREC}."""
+    """Context optimisation, with CoOp's options."""
 
     section = "COOP"
+    defaults: ClassVar = {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "CLASS_TOKEN_POSITION": "end", "PREC": "fp16"}
     config = "vit_b16_ep50"
 
     ce_head: PromptedClassifier

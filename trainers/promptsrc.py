@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,9 +20,21 @@ NUM_TEMPLATES = 60  # the first 60 of CLIP's 80, as in the authors' code
 
 @register_trainer
 class PromptSRC(MethodTrainer):
-    """Self-regulating prompts. Options: TRAINER.PROMPTSRC.*, as in the original."""
+    """Self-regulating prompts, with the original's options."""
 
     section = "PROMPTSRC"
+    defaults: ClassVar = {
+        "N_CTX_VISION": 4,
+        "N_CTX_TEXT": 4,
+        "CTX_INIT": "a photo of a",
+        "PREC": "fp16",
+        "PROMPT_DEPTH_VISION": 9,
+        "PROMPT_DEPTH_TEXT": 9,
+        "TEXT_LOSS_WEIGHT": 25,
+        "IMAGE_LOSS_WEIGHT": 10,
+        "GPA_MEAN": 15,
+        "GPA_STD": 1,
+    }
     config = "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets"
     backbone: PromptedImageEncoder
     ce_head: PromptedClassifier

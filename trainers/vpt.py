@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
 from ..prompts import PromptedImageEncoder, VisualPrompts
@@ -12,9 +14,10 @@ from .dho import DHO
 
 @register_trainer
 class VPT(MethodTrainer):
-    """Deep visual prompts with a language-aware linear head. Options: TRAINER.VPT.{N_CTX, PROMPT_DEPTH, PREC}."""
+    """Deep visual prompts with a language-aware linear head."""
 
     section = "VPT"
+    defaults: ClassVar = {"N_CTX": 4, "PROMPT_DEPTH": 3, "PREC": "fp16"}  # N_CTX as in PromptSRC; the paper is silent
     config = "vit_b16_ep20"
     backbone: PromptedImageEncoder
 

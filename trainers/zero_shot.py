@@ -15,7 +15,7 @@ from .base import MethodTrainer
 class ZeroshotCLIP(MethodTrainer):
     """The classifier made of the texts of the class names; the row that every other is compared with."""
 
-    section = "COOP"
+    section = "ZEROSHOTCLIP"
     config = "vit_b16"
 
     def build_ce_head(self) -> nn.Module:
