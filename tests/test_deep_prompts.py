@@ -155,3 +155,24 @@ def test_average_saves_its_sum_and_not_its_parts():
     assert set(average.state_dict()) == {"part__weight", "part__bias"}
     assert torch.equal(again.get_buffer("part__weight"), 0.25 * part.weight)
     assert not list(average.parameters())
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_maples_visual_prompts_are_linear_maps_of_its_text_prompts(vlm, depth):
+    from dho_plugin.trainers.maple import CoupledPrompts
+
+    text = PromptLearner(vlm, CLASSES, ctx_init="a photo of a", learn_first=2, depth=depth)
+    coupled = CoupledPrompts(vlm, text, seed=0)
+    visual = coupled()
+    assert visual.shape == (depth, 2, vlm.image_token_width)
+    rows = [text.ctx] if depth == 1 else [text.ctx, text.deep[0]]
+    for layer, prompts in enumerate(rows):
+        weight, bias = coupled.couplings[layer].weight, coupled.couplings[layer].bias
+        for token, prompt in enumerate(prompts):
+            slow = torch.stack([sum(w * p for w, p in zip(row, prompt, strict=True)) for row in weight]) + bias
+            torch.testing.assert_close(visual[layer, token], slow, rtol=1e-4, atol=1e-5)
+    # A step on the images alone moves the text prompts: the coupling carries the gradient.
+    visual.sum().backward()
+    assert all(parameter.grad is not None for parameter in (text.ctx, *([] if text.deep is None else [text.deep])))
+    again = CoupledPrompts(vlm, text, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(coupled.parameters(), again.parameters(), strict=True))
