@@ -110,6 +110,20 @@ class KnowsClasses(nn.Module):
             raise UsageError("the checkpoint was trained on other classes than the model was built for")
 
 
+class ClassHead(KnowsClasses):
+    """A head together with the classes that its rows stand for, which its checkpoint carries."""
+
+    def __init__(self, head: nn.Module, classes: ClassList) -> None:
+        super().__init__()
+        self.head = head
+        self.classes = classes
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (N, d) -> logits (N, C), float32."""
+        with torch.autocast(features.device.type, enabled=False):  # half precision would tie the top of 1000 classes
+            return self.head(features.float())
+
+
 def class_bound_states(module: nn.Module, state: dict[str, Tensor]) -> list[ClassList]:
     """The class lists that a checkpoint of `module` carries for those of its parts that are bound to classes."""
     keys = [

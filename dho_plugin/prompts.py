@@ -86,6 +86,15 @@ class PromptLearner(KnowsClasses):
         layout = None if position == "end" else _layout(lengths, n_ctx, embedded.shape[1], position)
         self.register_buffer("_layout", layout, persistent=False)
 
+    @classmethod
+    def deep_from_words(
+        cls, vlm: VLM, classes: ClassList, *, n_ctx: int, ctx_init: str, depth: int, seed: int
+    ) -> PromptLearner:
+        """Deep prompts as MaPLe and PromptSRC start them: from the first `n_ctx` words of `ctx_init`, or, if more than
+        four are wanted, from random vectors."""
+        words = ctx_init if n_ctx <= 4 else ""
+        return cls(vlm, classes, n_ctx=n_ctx, ctx_init=words, learn_first=n_ctx, depth=depth, seed=seed)
+
     @property
     def class_bound(self) -> bool:
         return self.ctx.dim() == 3

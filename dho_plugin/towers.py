@@ -208,6 +208,19 @@ class VLM(nn.Module):
         return text
 
 
+class ImageEncoder(nn.Module):
+    """The frozen image tower of a CLIP model: no graph is kept."""
+
+    def __init__(self, vlm: VLM) -> None:
+        super().__init__()
+        self.vlm = vlm
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> features (N, width), float32."""
+        return self.vlm.encode_image(images).float()
+
+
 def _run_blocks(
     transformer: Any,
     x: Tensor,

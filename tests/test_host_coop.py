@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = [
@@ -29,17 +29,13 @@ def coop(tmp_path_factory) -> Path:
     """A copy of the checkout; only its train.py gains a line."""
     copy = tmp_path_factory.mktemp("coop") / "CoOp"
     shutil.copytree(os.environ["COOP_HOME"], copy, ignore=shutil.ignore_patterns(".git", "output"))
-    for package in ("wilds", "pandas"):  # Dassl imports them for three datasets that nothing here uses
-        if importlib.util.find_spec(package) is None:
-            (copy.parent / "absent" / package).mkdir(parents=True)
-            (copy.parent / "absent" / package / "__init__.py").write_text(
-                "get_dataset = None\nclass DataFrame: ...\nclass Series: ...\nclass Index: ...\n"
-            )
     return copy
 
 
 def run(coop: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([os.environ["DASSL_HOME"], str(REPOSITORY), str(coop.parent / "absent")])
+    path = os.pathsep.join(
+        [os.environ["DASSL_HOME"], str(REPOSITORY), str(tiny.absent_packages(coop.parent / "absent"))]
+    )
     env = {**os.environ, "PYTHONPATH": path, "DHO_HOST": "auto"}
     done = subprocess.run([sys.executable, *command], cwd=coop, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -5,13 +5,13 @@ Their code runs on the CPU here because `cuda()` and `half()` are made to do not
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = [
@@ -106,13 +106,12 @@ print("AGREES")
 
 
 def test_features_logits_losses_and_five_steps_agree(workspace, tmp_path):
-    for package in ("wilds", "pandas"):
-        if importlib.util.find_spec(package) is None:
-            (tmp_path / "absent" / package).mkdir(parents=True)
-            (tmp_path / "absent" / package / "__init__.py").write_text(
-                "get_dataset = None\nclass DataFrame: ...\nclass Series: ...\nclass Index: ...\n"
-            )
-    folders = [os.environ["DASSL_HOME"], str(REPOSITORY), str(REPOSITORY / "tests"), str(tmp_path / "absent")]
+    folders = [
+        os.environ["DASSL_HOME"],
+        str(REPOSITORY),
+        str(REPOSITORY / "tests"),
+        str(tiny.absent_packages(tmp_path / "absent")),
+    ]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "DHO_HOST": "dassl"}
     command = [sys.executable, "-c", SCRIPT, str(workspace), str(tmp_path)]
     done = subprocess.run(

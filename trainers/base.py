@@ -14,11 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ..averaging import WeightedAverage
-from ..classes import DEFAULT_TEMPLATE, TEMPLATES, ClassList, KnowsClasses, class_bound_states, class_list
+from ..classes import DEFAULT_TEMPLATE, TEMPLATES, ClassHead, ClassList, class_bound_states, class_list
 from ..errors import UsageError, check_choice
 from ..heads import build_head
 from ..host import (
@@ -35,7 +34,7 @@ from ..pool import check_shots, check_trainable
 from ..precision import CHOICES as PRECISIONS
 from ..precision import Precision
 from ..saved import best_so_far, prepare_resume, read_checkpoint, write_record
-from ..towers import VLM
+from ..towers import ImageEncoder
 from ..views import INTERPOLATIONS
 from ..vlm import load_vlm
 from .data import COUNTS, DataManager
@@ -298,30 +297,3 @@ class MethodTrainer(TrainerX):
             yield
         finally:
             self.test_rows, self.test_loader, self.evaluator, self._writer = kept
-
-
-class ClassHead(KnowsClasses):
-    """A head together with the classes that its rows stand for, which its checkpoint carries."""
-
-    def __init__(self, head: nn.Module, classes: ClassList) -> None:
-        super().__init__()
-        self.head = head
-        self.classes = classes
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features (N, d) -> logits (N, C), float32."""
-        with torch.autocast(features.device.type, enabled=False):  # half precision would tie the top of 1000 classes
-            return self.head(features.float())
-
-
-class ImageEncoder(nn.Module):
-    """The frozen image tower of a CLIP model: no graph is kept."""
-
-    def __init__(self, vlm: VLM) -> None:
-        super().__init__()
-        self.vlm = vlm
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) -> features (N, width), float32."""
-        return self.vlm.encode_image(images).float()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..classes import ClassList, KnowsClasses
+from ..classes import ClassHead, ClassList, KnowsClasses
 from ..errors import UsageError, check_choice
 from ..heads import HEAD_KINDS, DualHeadLogits, build_head
 from ..interpolation import interpolate
@@ -17,7 +17,7 @@ from ..pool import POOLS, unlabeled_paths
 from ..student import DualHeadStudent
 from ..teachers import ZeroShotTeacher
 from ..vlm import imagenet_templates, load_vlm
-from .base import ClassHead, MethodTrainer
+from .base import MethodTrainer
 
 # Language-aware initialisation takes the student's own text features: those of another model, even of equal width, lie
 # in another space. The paper's wording, the teacher's text encoder, is "teacher".

@@ -52,15 +52,8 @@ class MaPLe(MethodTrainer):
 
     def build_backbone(self) -> nn.Module:
         maple = self.cfg.TRAINER.MAPLE
-        text = PromptLearner(
-            self.vlm,
-            self.classes,
-            n_ctx=maple.N_CTX,
-            ctx_init=maple.CTX_INIT if maple.N_CTX <= 4 else "",
-            learn_first=maple.N_CTX,
-            depth=maple.PROMPT_DEPTH,
-            seed=self.view_seed,
-        )
+        words = {"n_ctx": maple.N_CTX, "ctx_init": maple.CTX_INIT, "depth": maple.PROMPT_DEPTH}
+        text = PromptLearner.deep_from_words(self.vlm, self.classes, **words, seed=self.view_seed)
         self.prompts = CoupledPrompts(self.vlm, text, self.view_seed)
         return PromptedImageEncoder(self.vlm, self.prompts)
 

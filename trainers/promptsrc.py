@@ -46,15 +46,8 @@ class PromptSRC(MethodTrainer):
 
     def build_ce_head(self) -> PromptedClassifier:
         src = self.cfg.TRAINER.PROMPTSRC
-        learner = PromptLearner(
-            self.vlm,
-            self.classes,
-            n_ctx=src.N_CTX_TEXT,
-            ctx_init=src.CTX_INIT if src.N_CTX_TEXT <= 4 else "",
-            learn_first=src.N_CTX_TEXT,
-            depth=src.PROMPT_DEPTH_TEXT,
-            seed=self.view_seed,
-        )
+        words = {"n_ctx": src.N_CTX_TEXT, "ctx_init": src.CTX_INIT, "depth": src.PROMPT_DEPTH_TEXT}
+        learner = PromptLearner.deep_from_words(self.vlm, self.classes, **words, seed=self.view_seed)
         self.frozen_texts = self.vlm.mean_class_embeddings(self.classes.names, imagenet_templates()[:NUM_TEMPLATES])
         return PromptedClassifier(self.vlm, learner)
 
