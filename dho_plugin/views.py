@@ -20,6 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from .errors import UsageError
+from .hashing import hash64, uniform
 
 INTERPOLATIONS = {
     "bilinear": InterpolationMode.BILINEAR,
@@ -47,23 +48,6 @@ class ViewPolicy(NamedTuple):
     crop: bool = True
     flip: bool = True
     scale: tuple[float, float] = (0.5, 1.0)
-
-
-def hash64(*words: int | np.ndarray) -> np.ndarray:
-    """A counter-based random number: uint64 from any integers; arrays broadcast (SplitMix64's finaliser, chained)."""
-    state = np.uint64(0)
-    with np.errstate(over="ignore"):
-        for word in words:
-            state = state ^ (np.asarray(word).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
-    return np.asarray(state)
-
-
-def uniform(*words: int | np.ndarray) -> np.ndarray:
-    """hash64 as float64 in [0, 1)."""
-    return (hash64(*words) >> np.uint64(11)).astype(np.float64) / float(2**53)
 
 
 def image_key(path: str | Path, root: str | Path) -> int:

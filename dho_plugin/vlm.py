@@ -95,7 +95,7 @@ def find_vlm(name: str) -> Source:
 def _refuse(name: str) -> None:
     models = open_clip.list_models()
     if name in models:
-        tags = [tag for tag in open_clip.list_pretrained_tags_by_model(name)]
+        tags = open_clip.list_pretrained_tags_by_model(name)
         raise UsageError(f"{name!r} names an architecture without weights: write '{name}:TAG' with TAG one of {tags}")
     if "/" in name.partition(":")[2] or name.endswith((".pt", ".pth", ".bin", ".safetensors")):
         raise UsageError(f"no model file at {name!r} (looked in {Path(name).expanduser().absolute().parent})")

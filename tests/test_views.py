@@ -8,18 +8,17 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from dho_plugin.errors import UsageError
+from dho_plugin.hashing import hash64, uniform
 from dho_plugin.views import (
     Order,
     View,
     ViewPolicy,
     center_view,
     draw_view,
-    hash64,
     image_key,
     permutation,
     read_image,
     render,
-    uniform,
 )
 
 BICUBIC = InterpolationMode.BICUBIC

@@ -79,14 +79,10 @@ class DHO(MethodTrainer):
             source = self.teacher.vlm if dho.HEAD.INIT == "teacher" else self.vlm
             embeddings = source.class_embeddings(self.classes.names, self.templates())
         head = build_head(
-            dho.HEAD.KD, self.feature_width(), len(self.classes.names), class_embeddings=embeddings, scale=1 / dho.ZETA
+            dho.HEAD.KD, self.vlm.width, len(self.classes.names), class_embeddings=embeddings, scale=1 / dho.ZETA
         )
         self.kd_head = ClassHead(head, self.classes)
         return DualHeadStudent(self.backbone, self.ce_head, self.kd_head)
-
-    def feature_width(self) -> int:
-        """Width d of the features that both heads read."""
-        return self.vlm.width
 
     def learned(self) -> dict[str, nn.Module]:
         return {**super().learned(), "kd_head": self.kd_head}

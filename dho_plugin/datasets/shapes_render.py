@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..hashing import GOLDEN, mix64, unit_interval
+
 SIZE = 32
 SHAPES = ("circle", "oval", "square", "rectangle", "triangle", "star", "cross", "ring")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
@@ -98,28 +100,21 @@ class _Draws:
     def __init__(self, seed: int, domain: int, label: Array, index: Array) -> None:
         key = np.full(len(label), seed, dtype=np.uint64)
         for part in (np.uint64(domain), label.astype(np.uint64), index.astype(np.uint64)):
-            key = _mix(key * np.uint64(0x9E3779B97F4A7C15) + part + np.uint64(1))
+            key = mix64(key * GOLDEN + part + np.uint64(1))
         self._key, self._used = key, 0
 
     def bits(self, n: int) -> Array:
         counter = np.arange(self._used, self._used + n, dtype=np.uint64) + np.uint64(1)
         self._used += n
-        return _mix(self._key[:, None] + counter[None, :] * np.uint64(0x9E3779B97F4A7C15))
+        return mix64(self._key[:, None] + counter[None, :] * GOLDEN)
 
     def __call__(self, low: float | Array, high: float | Array, n: int = 1) -> Array:
-        unit = (self.bits(n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        return (low + (np.asarray(high) - low) * unit).astype(np.float32)
+        return (low + (np.asarray(high) - low) * unit_interval(self.bits(n))).astype(np.float32)
 
     def bell(self, n: int) -> Array:
         """Roughly normal numbers of unit variance: sums of four bytes."""
         octets = self.bits((n + 1) // 2).view(np.uint8).reshape(len(self._key), -1, 4)[:, :n]
         return (octets.sum(-1, dtype=np.int64).astype(np.float32) - 510.0) / np.float32(147.8)
-
-
-def _mix(x: Array) -> Array:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _render_chunk(d: Domain, label: Array, index: Array, seed: int) -> tuple[Array, ...]:
