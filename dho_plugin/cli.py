@@ -7,6 +7,7 @@ import math
 import random
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .host import (
     set_random_seed,
     setup_logger,
 )
+from .saved import flatten
 from .shifts import Row, evaluate_shifts, load_shifts
 from .vlm import find_vlm
 
@@ -41,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
     short = p.add_argument_group("short forms")
     short.add_argument("--dataset", default="", help="dataset by the name of its file in configs/datasets")
     short.add_argument("--shots", type=int, help="labelled images a class (DATASET.NUM_SHOTS); -1 for all")
-    short.add_argument("--teacher", default="", help="teacher model or file (TRAINER.DHO.TEACHER.NAME)")
+    short.add_argument(
+        "--teacher", default="", help="teacher (TRAINER.DHO.TEACHER.NAME) or CasPL's senior, model or file"
+    )
     short.add_argument("--labels-only", action="store_true", help="distil on labelled images alone")
     short.add_argument("--ood", action="store_true", help="evaluate the dataset's distribution shifts afterwards")
     coop = p.add_argument_group("CoOp's flags")
@@ -112,7 +116,8 @@ def _check_wishes(cfg: Any, args: argparse.Namespace) -> None:
 def trainer_file(args: argparse.Namespace) -> Path:
     """The trainer's yaml file: the one given, else the one for this dataset, else the default of the base method.
 
-    A method and its DHO trainer share their file, so that they are compared on equal terms.
+    A method and its DHO trainer share their file, so that they are compared on equal terms; so does its CasPL trainer
+    where a dataset has a file of its own.
     """
     method = args.trainer.removesuffix("DHO")
     if args.config_file:
@@ -121,9 +126,11 @@ def trainer_file(args: argparse.Namespace) -> Path:
         misses = given.parent.name == args.trainer and not given.is_file()
         return given.parent.with_name(method) / given.name if misses else given
     dataset = args.dataset or Path(args.dataset_config_file).stem
-    own = CONFIGS / "trainers" / method / f"{dataset.partition('_')[0]}.yaml"
-    default = getattr(TRAINER_REGISTRY.get(args.trainer), "config", "default")
-    return own if own.is_file() else config_file("trainers", f"{method}/{default}")
+    for folder in (method, method.removesuffix("CasPL")):
+        own = CONFIGS / "trainers" / folder / f"{dataset.partition('_')[0]}.yaml"
+        if folder and own.is_file():
+            return own
+    return config_file("trainers", f"{method}/{getattr(TRAINER_REGISTRY.get(args.trainer), 'config', 'default')}")
 
 
 def _merge_flags(cfg: Any, args: argparse.Namespace) -> None:
@@ -140,6 +147,7 @@ def _merge_flags(cfg: Any, args: argparse.Namespace) -> None:
         "MODEL.HEAD.NAME": args.head,
         "DATASET.NUM_SHOTS": args.shots,
         "TRAINER.DHO.TEACHER.NAME": args.teacher,
+        "TRAINER.CASPL.SENIOR": args.teacher,
         "TRAINER.DHO.UNLABELED": False if args.labels_only else None,
     }.items():
         if value not in (None, ""):
@@ -162,13 +170,16 @@ def default_output(cfg: Any, args: argparse.Namespace) -> Path:
 
 def run(cfg: Any, args: argparse.Namespace) -> Row:
     """Build the trainer, train or load it, evaluate it; return its accuracies."""
+    kind = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    find_vlm(cfg.MODEL.BACKBONE.NAME)
+    if getattr(kind, "teacher_key", "") and not args.eval_only:
+        find_vlm(flatten(cfg)[kind.teacher_key])
+    if getattr(kind, "stage_one", "") and not (args.eval_only or args.no_train or cfg.TRAINER.CASPL.BOOSTING):
+        cfg = after_stage_one(cfg, args, kind.stage_one)
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
     else:
         random.seed()
-    find_vlm(cfg.MODEL.BACKBONE.NAME)
-    if cfg.TRAINER.NAME.endswith("DHO") and not args.eval_only:
-        find_vlm(cfg.TRAINER.DHO.TEACHER.NAME)
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     trainer = build_trainer(cfg)
@@ -186,6 +197,32 @@ def run(cfg: Any, args: argparse.Namespace) -> Row:
         accuracy = trainer.last_accuracy
     tested = {} if math.isnan(accuracy) else {"test": accuracy}  # nothing under TEST.NO_TEST
     return {**tested, **evaluate_shifts(trainer, shifts, Path(cfg.OUTPUT_DIR))}
+
+
+def after_stage_one(cfg: Any, args: argparse.Namespace, trainer: str) -> Any:
+    """Run stage one in <output>/stage_one, with a log of its own, and return the configuration that starts from it.
+
+    It takes its settings from its own file, and the flags and options of the command line except how long and how fast
+    stage two learns (OPTIM., TRAIN.). Run again, it goes on from its own checkpoints.
+    """
+    folder = Path(cfg.OUTPUT_DIR, "stage_one")
+    options = [
+        word
+        for pair in zip(args.opts[::2], args.opts[1::2], strict=True)
+        if not pair[0].startswith(("OPTIM.", "TRAIN.", "OUTPUT_DIR"))
+        for word in pair
+    ]
+    changes = {"trainer": trainer, "config_file": "", "output_dir": str(folder), "resume": "", "ood": False}
+    first = argparse.Namespace(**{**vars(args), **changes, "opts": options})
+    print(f"Stage one, {trainer}: boosting prompts in {folder}")
+    with redirect_stdout(sys.stdout):  # the log below is stage one's alone
+        setup_logger(str(folder))
+        run(build_config(first), first)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TRAINER.CASPL.BOOSTING = str(folder)
+    cfg.freeze()
+    return cfg
 
 
 def main(argv: Sequence[str] | None = None) -> int:

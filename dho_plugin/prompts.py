@@ -99,14 +99,15 @@ class PromptLearner(KnowsClasses):
     def class_bound(self) -> bool:
         return self.ctx.dim() == 3
 
-    def forward(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Token embeddings of all prompts (C, L, text width), the positions of their end tokens (C,), and the deeper
-        layers' prompts (depth - 1, n_ctx, text width)."""
+    def forward(self) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Token embeddings of all prompts (C, L, text width), the positions of their end tokens (C,), and the block of
+        the deeper layers' prompts (depth - 1, n_ctx, text width), if the context stands in front of the name."""
         context = self.ctx if self.ctx.dim() == 3 else self.ctx.expand(len(self._start), -1, -1)
         prompts = torch.cat([self._start, context, self._rest], dim=1)
-        if self._layout is not None:
-            prompts = prompts.gather(1, self._layout.unsqueeze(-1).expand_as(prompts))
-        return prompts, self.end, self.deep
+        if self._layout is not None:  # the context is then no block of tokens behind the start token
+            return prompts.gather(1, self._layout.unsqueeze(-1).expand_as(prompts)), self.end, ()
+        none = self.ctx.new_empty(0, self.n_ctx, self.ctx.shape[-1])
+        return prompts, self.end, (none if self.deep is None else self.deep,)
 
 
 def _small_random(*shape: int, seed: int) -> Tensor:
@@ -198,4 +199,4 @@ class PromptedImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> features (N, width), float32."""
-        return self.vlm.encode_image(images, self.visual()).float()
+        return self.vlm.encode_image(images, [self.visual()]).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,17 @@ from .host import load_checkpoint
 
 RECORD = "config.yaml"
 # Settings that may differ between a run and its continuation.
-FREE = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "VERBOSE", "USE_CUDA", "TRAIN.", "TEST.")
+FREE = (
+    "OUTPUT_DIR",
+    "RESUME",
+    "DATASET.ROOT",
+    "DATALOADER.NUM_WORKERS",
+    "VERBOSE",
+    "USE_CUDA",
+    "TRAIN.",
+    "TEST.",
+    "TRAINER.CASPL.BOOSTING",
+)
 
 
 def read_checkpoint(directory: Path, name: str, epoch: int | None) -> dict[str, Any]:
@@ -72,7 +83,7 @@ def prepare_resume(cfg: Any, names: list[str]) -> None:
             raise UsageError(f"nothing to resume in {folder}: expected {[f'{part.name}/checkpoint' for part in parts]}")
         return
     if (folder / RECORD).is_file():
-        _check_record(cfg, folder)
+        check_same_settings(yaml.safe_load((folder / RECORD).read_text(encoding="utf-8")), flatten(cfg), folder)
     last = [_epoch((part / "checkpoint").read_text(encoding="utf-8").strip()) for part in parts]
     if len(set(last)) > 1:  # killed between two writes
         common = set.intersection(*({_epoch(file.name) for file in part.glob("model.pth.tar-*")} for part in parts))
@@ -84,9 +95,15 @@ def prepare_resume(cfg: Any, names: list[str]) -> None:
             (part / "checkpoint").write_text(f"model.pth.tar-{max(common)}\n", encoding="utf-8")
 
 
-def _check_record(cfg: Any, folder: Path) -> None:
-    before = yaml.safe_load((folder / RECORD).read_text(encoding="utf-8"))
-    now = flatten(cfg)
+def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Compare two flattened configurations, apart from what is FREE to differ.
+
+    Args:
+        before: that of the run in `folder`. now: that of the run at hand.
+
+    Raises:
+        UsageError: they differ; it names the first keys.
+    """
     differing = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted(before.keys() | now.keys())

@@ -6,7 +6,7 @@ arguments of `VLM.encode_text_embeddings` and `VLM.encode_image`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -61,33 +61,30 @@ class VLM(nn.Module):
         """(N, 3, H, W) uint8 -> float, scaled to [0, 1] and normalised with the model's mean and deviation."""
         return (images.float() / 255 - self._mean) / self._std
 
-    def encode_image(self, images: Tensor, prompts: Tensor | None = None) -> Tensor:
+    def encode_image(self, images: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
         """Normalised images (N, 3, size, size) -> projected image features (N, width), not of unit length.
 
         Args:
             images: normalised images.
-            prompts: learned visual prompts (depth, n, image width) of a ViT: the first row of n tokens is appended to
-                the sequence before the first layer, and each of the next depth - 1 layers replaces them by its own
-                (deep visual prompt tuning, arXiv 2203.12119; as MaPLe and PromptSRC place them). Gradients flow to it.
+            prompts: blocks of learned visual prompts (depth, n, image width) of a ViT, each with its own depth and n.
+                A block's first row of n tokens is appended to the sequence before the first layer, and each of the
+                next depth - 1 layers replaces them by its own (deep visual prompt tuning, arXiv 2203.12119; as MaPLe
+                and PromptSRC place them). Several blocks stand one after the other. Gradients flow to them.
 
         Raises:
             UsageError: prompts for an image tower that is no plain CLIP ViT, or deeper than it.
         """
-        if prompts is None:
+        if not prompts:
             return self.model.encode_image(images.to(self.dtype))
-        self.check_visual_prompts(len(prompts))
+        self.check_visual_prompts(max(len(block) for block in prompts))
         vit = self.model.visual
         x = vit.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
         start = vit.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([start, x], dim=1) + vit.positional_embedding.to(x.dtype)
         length = x.shape[1]
-        rows = prompts.to(x.dtype).unsqueeze(1).expand(-1, len(x), -1, -1)
-        x = vit.ln_pre(torch.cat([x, rows[0]], dim=1))
-
-        def replace(layer: int, x: Tensor) -> Tensor:
-            return torch.cat([x[:, :length], rows[layer]], dim=1)
-
-        x = _run_blocks(vit.transformer, x, replace, len(rows))
+        first = [block[0].to(x.dtype).expand(len(x), -1, -1) for block in prompts]
+        x = vit.ln_pre(torch.cat([x, *first], dim=1))
+        x = _run_blocks(vit.transformer, x, [block[1:] for block in prompts], at=length)
         return vit.ln_post(x[:, 0]) @ vit.proj
 
     @property
@@ -161,7 +158,7 @@ class VLM(nn.Module):
         """Token ids (N, L) -> token embeddings (N, L, text width), float32."""
         return self._causal_text().token_embedding(tokens).float()
 
-    def encode_text_embeddings(self, embeddings: Tensor, end: Tensor, deep: Tensor | None = None) -> Tensor:
+    def encode_text_embeddings(self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
         """Token embeddings -> projected text features; gradients flow to the embeddings and to the deep prompts.
 
         Under CLIP's causal mask nothing after the end token reaches it, so the sequence may be cut after the longest
@@ -169,29 +166,20 @@ class VLM(nn.Module):
 
         Args:
             embeddings: (N, L, text width), L at most context_length. end: (N,) positions of the end tokens.
-            deep: (depth - 1, n, text width): prompts that replace the n tokens after the start token in the second to
-                the depth-th layer (MaPLe, PromptSRC); None for none.
+            deep: blocks (depth - 1, n, text width), each with its own depth and n: the blocks' tokens stand one after
+                the other behind the start token, and in the second to the depth-th layer a block's n tokens are
+                replaced by its own (MaPLe, PromptSRC).
 
         Returns:
             (N, width) text features, not of unit length.
         """
         text = self._causal_text()
+        depth, layers = 1 + max((len(block) for block in deep), default=0), len(text.transformer.resblocks)
+        if depth > layers:
+            raise UsageError(f"prompt depth {depth}: {self.name}'s text tower has {layers} layers")
         length = embeddings.shape[1]
         x = embeddings.to(self.dtype) + text.positional_embedding[:length]
-        mask = text.attn_mask[:length, :length]
-        if deep is None or not len(deep):
-            x = _run_blocks(text.transformer, x, None, 1, mask)
-        else:
-            depth, n = len(deep) + 1, deep.shape[1]
-            layers = len(text.transformer.resblocks)
-            if depth > layers:
-                raise UsageError(f"prompt depth {depth}: {self.name}'s text tower has {layers} layers")
-            rows = deep.to(x.dtype).unsqueeze(1).expand(-1, len(x), -1, -1)
-
-            def replace(layer: int, x: Tensor) -> Tensor:
-                return torch.cat([x[:, :1], rows[layer - 1], x[:, 1 + n :]], dim=1)
-
-            x = _run_blocks(text.transformer, x, replace, depth, mask)
+        x = _run_blocks(text.transformer, x, deep, at=1, mask=text.attn_mask[:length, :length])
         x = text.ln_final(x[torch.arange(len(x), device=x.device), end])
         projection = text.text_projection
         return projection(x) if isinstance(projection, nn.Module) else x @ projection
@@ -209,28 +197,30 @@ class VLM(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """The frozen image tower of a CLIP model: no graph is kept."""
+    """The image tower of a CLIP model; no graph is kept where nothing in it is learned."""
 
     def __init__(self, vlm: VLM) -> None:
         super().__init__()
         self.vlm = vlm
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> features (N, width), float32."""
         return self.vlm.encode_image(images).float()
 
 
-def _run_blocks(
-    transformer: Any,
-    x: Tensor,
-    replace: Callable[[int, Tensor], Tensor] | None,
-    depth: int,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Run (N, L, width) through all layers; `replace(layer, x)` gives the input of layers 1 to depth - 1."""
+def _run_blocks(transformer: Any, x: Tensor, deep: Sequence[Tensor], *, at: int, mask: Tensor | None = None) -> Tensor:
+    """Run (N, L, width) through all layers; layer l > 0 replaces the tokens of a block by the block's row l - 1.
+
+    Args:
+        deep: blocks (depth - 1, n, width) whose tokens stand one after the other from position `at` on.
+    """
     for layer, block in enumerate(transformer.resblocks):
-        if replace is not None and 0 < layer < depth:
-            x = replace(layer, x)
+        position = at
+        for rows in deep if layer else ():
+            n = rows.shape[1]
+            if layer <= len(rows):
+                own = rows[layer - 1].to(x.dtype).expand(len(x), -1, -1)
+                x = torch.cat([x[:, :position], own, x[:, position + n :]], dim=1)
+            position += n
         x = block(x, attn_mask=mask)
     return x

@@ -96,8 +96,8 @@ def block(x: Tensor, state: dict[str, Tensor], name: str, heads: int, *, causal:
     return x + h @ state[f"{name}.mlp.c_proj.weight"].T + state[f"{name}.mlp.c_proj.bias"]
 
 
-def prompted_image(image: Tensor, prompts: Tensor, state: dict[str, Tensor], layers: int, heads: int) -> Tensor:
-    """Deep visual prompts on one normalised image (3, H, W): n tokens at the end, each layer its own."""
+def prompted_image(image: Tensor, prompts: list[Tensor], state: dict[str, Tensor], layers: int, heads: int) -> Tensor:
+    """Deep visual prompts on one normalised image (3, H, W): blocks (depth, n, width) at the end."""
     kernel = state["visual.conv1.weight"]
     patch = kernel.shape[-1]
     tokens = [state["visual.class_embedding"]]
@@ -105,22 +105,32 @@ def prompted_image(image: Tensor, prompts: Tensor, state: dict[str, Tensor], lay
         for left in range(0, image.shape[2], patch):
             square = image[:, top : top + patch, left : left + patch]
             tokens.append(torch.stack([(square * k).sum() for k in kernel]))
-    x = torch.stack(tokens) + state["visual.positional_embedding"]
-    x = layer_norm(torch.cat([x, prompts[0]]), state, "visual.ln_pre")
+    x = [token + position for token, position in zip(tokens, state["visual.positional_embedding"], strict=True)]
+    x += [token for block in prompts for token in block[0]]
+    x = list(layer_norm(torch.stack(x), state, "visual.ln_pre"))
     for layer in range(layers):
-        if 0 < layer < len(prompts):
-            x = torch.cat([x[: len(tokens)], prompts[layer]])
-        x = block(x, state, f"visual.transformer.resblocks.{layer}", heads, causal=False)
-    return layer_norm(x[:1], state, "visual.ln_post")[0] @ state["visual.proj"]
+        x = replaced(x, [block[1:] for block in prompts], len(tokens), layer)
+        x = list(block(torch.stack(x), state, f"visual.transformer.resblocks.{layer}", heads, causal=False))
+    return layer_norm(x[0][None], state, "visual.ln_post")[0] @ state["visual.proj"]
 
 
 def prompted_text(
-    embeddings: Tensor, end: int, deep: Tensor, state: dict[str, Tensor], layers: int, heads: int
+    embeddings: Tensor, end: int, deep: list[Tensor], state: dict[str, Tensor], layers: int, heads: int
 ) -> Tensor:
-    """Deep text prompts on one prompt (L, width): the tokens after the start token are replaced in deeper layers."""
-    x = embeddings + state["positional_embedding"][: len(embeddings)]
+    """Deep text prompts on one prompt (L, width): the blocks after the start token are replaced in deeper layers."""
+    x = list(embeddings + state["positional_embedding"][: len(embeddings)])
     for layer in range(layers):
-        if 0 < layer <= len(deep):
-            x = torch.cat([x[:1], deep[layer - 1], x[1 + deep.shape[1] :]])
-        x = block(x, state, f"transformer.resblocks.{layer}", heads, causal=True)
+        x = replaced(x, deep, 1, layer)
+        x = list(block(torch.stack(x), state, f"transformer.resblocks.{layer}", heads, causal=True))
     return layer_norm(x[end][None], state, "ln_final")[0] @ state["text_projection"]
+
+
+def replaced(x: list[Tensor], deep: list[Tensor], at: int, layer: int) -> list[Tensor]:
+    """The input of a layer: token for token, a block that has a row for this layer takes its places."""
+    x = list(x)
+    for rows in deep:
+        for i in range(rows.shape[1]):
+            if 1 <= layer <= len(rows):
+                x[at + i] = rows[layer - 1][i]
+        at += rows.shape[1]
+    return x

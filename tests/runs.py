@@ -26,8 +26,18 @@ DEPTHS = _options(lambda key: 2 if "DEPTH" in key else None)
 def words(workspace: Path, trainer: str, output: Path, flags: str = "", options: str = "") -> list[str]:
     """The command line of a small run."""
     base = f"--trainer {trainer} --dataset imagenet --shots 2 --root {workspace} --output-dir {output}"
+    if trainer.endswith("CasPL") and trainer != "CasPL":
+        options = f"TRAINER.CASPL.BOOSTING {boosting(workspace)} {options}"
     models = f"--backbone {workspace}/student.safetensors --teacher {workspace}/teacher.pt"
     return f"{base} {models} {flags} {OPTIONS} {PRECISION} {DEPTHS} {options}".split()
+
+
+def boosting(workspace: Path) -> Path:
+    """The output folder of CasPL's stage one on this workspace, run once."""
+    folder = workspace / "boosting"
+    if not (folder / "boosting" / "model.pth.tar-2").is_file():
+        run(workspace, "CasPL", folder)
+    return folder
 
 
 def make(workspace: Path, trainer: str, output: Path, flags: str = "", options: str = "") -> Any:

@@ -38,8 +38,8 @@ def test_prompted_image_features_at_each_depth(vlm, depth):
     generator = torch.Generator().manual_seed(depth)
     prompts = torch.randn(depth, 2, vlm.image_token_width, generator=generator, dtype=torch.float64).requires_grad_()
     images = torch.randn(2, 3, 32, 32, generator=generator, dtype=torch.float64)
-    ours = vlm.encode_image(images, prompts)
-    slow = torch.stack([reference.prompted_image(image, prompts, state(vlm), LAYERS, heads=2) for image in images])
+    ours = vlm.encode_image(images, [prompts])
+    slow = torch.stack([reference.prompted_image(image, [prompts], state(vlm), LAYERS, heads=2) for image in images])
     torch.testing.assert_close(ours, slow, rtol=1e-8, atol=1e-8)
     weights = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
     mine, other = (torch.autograd.grad((out * weights).sum(), prompts)[0] for out in (ours, slow))
@@ -49,20 +49,16 @@ def test_prompted_image_features_at_each_depth(vlm, depth):
 def test_no_tokens_are_no_change(vlm):
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     none = torch.zeros(3, 0, vlm.image_token_width, dtype=torch.float64)
-    torch.testing.assert_close(vlm.encode_image(images, none), vlm.encode_image(images), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(vlm.encode_image(images, [none]), vlm.encode_image(images), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_prompted_text_features_at_each_depth(vlm, depth):
     learner = PromptLearner(vlm, CLASSES, n_ctx=3, depth=depth).double()
-    prompts, end, deep = learner()
-    ours = vlm.encode_text_embeddings(prompts, end, deep)
-    none = torch.zeros(0, 3, prompts.shape[-1], dtype=torch.float64)
+    prompts, end, (deep,) = learner()
+    ours = vlm.encode_text_embeddings(prompts, end, [deep])
     slow = torch.stack(
-        [
-            reference.prompted_text(prompts[row], int(end[row]), none if deep is None else deep, state(vlm), 2, heads=1)
-            for row in range(2)
-        ]
+        [reference.prompted_text(prompts[row], int(end[row]), [deep], state(vlm), 2, heads=1) for row in range(2)]
     )
     torch.testing.assert_close(ours, slow, rtol=1e-7, atol=1e-8)
     learned = [p for p in learner.parameters()]

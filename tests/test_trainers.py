@@ -20,7 +20,12 @@ DHO = [name for name in OURS if name.endswith("DHO")]
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:
-    return {f"{n}.{k}": v.clone() for n, m in trainer._models.items() for k, v in m.named_parameters()}
+    return {f"{n}.{k}": v.clone() for n, m in trainer.learned().items() for k, v in m.named_parameters()}
+
+
+def frozen_weights(trainer) -> dict[str, torch.Tensor]:
+    parts = {"vlm": trainer.vlm, **trainer.frozen_parts()}
+    return {f"{n}.{k}": v.clone() for n, m in parts.items() for k, v in m.state_dict().items()}
 
 
 def test_the_expected_trainers_are_registered():
@@ -44,11 +49,12 @@ def test_every_trainer_trains_evaluates_saves_and_loads(workspace, tmp_path, nam
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_moves_what_is_learned_and_nothing_else(workspace, tmp_path, name):
     trainer = runs.make(workspace, name, tmp_path)
-    learned, frozen = weights(trainer), {k: v.clone() for k, v in trainer.vlm.state_dict().items()}
+    learned, frozen = weights(trainer), frozen_weights(trainer)
     trainer.train()
     for key, value in weights(trainer).items():
         assert not torch.equal(value, learned[key]), key
-    for key, value in trainer.vlm.state_dict().items():
+    assert not any(p.requires_grad for part in trainer.frozen_parts().values() for p in part.parameters())
+    for key, value in frozen_weights(trainer).items():
         assert torch.equal(value, frozen[key]), key
 
 

@@ -51,6 +51,8 @@ class MethodTrainer(TrainerX):
     section = ""  # the method's section of cfg.TRAINER
     defaults: ClassVar[dict[str, Any]] = {"PREC": "fp16"}  # the keys of that section and their defaults
     config = "default"  # the yaml file of configs/trainers/<method> that --trainer alone chooses
+    teacher_key = ""  # the configuration key that names the model it learns from, if it learns from one
+    stage_one = ""  # the trainer whose output folder it starts from, if it starts from one
 
     # What a method supplies
 
@@ -65,6 +67,10 @@ class MethodTrainer(TrainerX):
     def learned(self) -> dict[str, nn.Module]:
         """Return what is trained and saved, by the name of its checkpoint folder."""
         raise NotImplementedError
+
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """Return what is saved and loaded beside the learned parts but not trained, by checkpoint folder."""
+        return {}
 
     def build_average(self) -> WeightedAverage | None:
         """Return the average over epochs that is deployed after the last one; None for the last weights themselves."""
@@ -109,7 +115,14 @@ class MethodTrainer(TrainerX):
     @cached_property
     def train_loader_x(self) -> EpochLoader:
         """Made when training starts: an evaluation needs neither teacher nor unlabelled images."""
-        return self.dm.training_loader(self.unlabeled_paths(), teacher_size=self.teacher_size(), seed=self.view_seed)
+        return self.dm.training_loader(
+            *self.training_images(), self.unlabeled_paths(), teacher_size=self.teacher_size(), seed=self.view_seed
+        )
+
+    def training_images(self) -> tuple[list[str], list[int]]:
+        """Files and labels of the images whose batches make the steps; label -1 where none is shown."""
+        items = self.dm.dataset.train_x
+        return [item.impath for item in items], [item.label for item in items]
 
     def unlabeled_paths(self) -> list[str]:
         """Images used without labels; a control has none."""
@@ -163,7 +176,9 @@ class MethodTrainer(TrainerX):
         self.average = self.build_average()
         if self.average is not None:
             self.register_model("average", self.average.to(self.device))
-        trained = sum(p.numel() for module in self._models.values() for p in module.parameters())
+        for name, module in self.frozen_parts().items():
+            self.register_model(name, module)
+        trained = sum(p.numel() for module in self.learned().values() for p in module.parameters())
         print(f"{type(self).__name__} on {self.vlm.name}, {self.precision.name}: {trained:,} parameters are trained")
 
     def optimizer_config(self, name: str) -> Any:
@@ -260,7 +275,7 @@ class MethodTrainer(TrainerX):
 
     def loaded_parts(self) -> list[str]:
         """Parts of the model that an evaluation needs from a checkpoint."""
-        return list(self.learned())
+        return [*self.learned(), *self.frozen_parts()]
 
     def _load_part(self, path: str, module: nn.Module, state: dict[str, Tensor]) -> None:
         wanted = module.state_dict()

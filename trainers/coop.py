@@ -9,6 +9,7 @@ from torch import nn
 from ..prompts import PromptedClassifier, PromptLearner
 from ..registration import register_trainer
 from .base import MethodTrainer
+from .caspl import Cascade
 from .dho import DHO
 
 
@@ -42,3 +43,10 @@ class CoOp(MethodTrainer):
 @register_trainer
 class CoOpDHO(DHO, CoOp):
     """CoOp with a KD head on the frozen image feature, trained together with the context tokens (Table 13)."""
+
+
+@register_trainer
+class CoOpCasPL(Cascade, CoOp):
+    """CoOp's context behind frozen boosting prompts."""
+
+    config = "vit_b16_ep10_ctxv1"

@@ -43,24 +43,33 @@ class DataManager:
             pin_memory=self.pin_memory,
         )
 
-    def training_loader(self, unlabeled: Sequence[str], *, teacher_size: int | None, seed: int) -> EpochLoader:
+    def training_loader(
+        self,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        unlabeled: Sequence[str],
+        *,
+        teacher_size: int | None,
+        seed: int,
+    ) -> EpochLoader:
         """Batches of labelled and, where there are any, unlabelled views.
 
         Args:
-            unlabeled: image files used without labels. teacher_size: resolution of the teacher's view, None for no
-                teacher. seed: of order and views.
+            paths, labels: image files whose batches make the steps; label -1 where none is shown.
+            unlabeled: image files used beside them without labels. teacher_size: resolution of the teacher's view,
+                None for no teacher. seed: of order and views.
         """
         cfg, sizes = self.cfg, Sizes(self.size, teacher_size)
-        labels = [item.label for item in self.dataset.train_x]
-        labeled = self._source([item.impath for item in self.dataset.train_x], sizes, seed, stream=0)
+        labeled = self._source(paths, sizes, seed, stream=0)
         batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         unlabeled_size = batch_size if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U.BATCH_SIZE
         source = self._source(unlabeled, sizes, seed, stream=1) if unlabeled else None
         batches = StepBatches(labeled, labels, batch_size, source, unlabeled_size)
-        steps = cfg.TRAINER.DHO.STEPS_PER_EPOCH or self._passes(len(labels) // batch_size, unlabeled_size)
+        steps = cfg.TRAINER.DHO.STEPS_PER_EPOCH or self._passes(len(paths) // batch_size, unlabeled_size)
+        hidden = sum(label < 0 for label in labels)
         print(
-            f"{cfg.DATASET.NAME}: {self.num_classes:,} classes, {len(labels):,} labelled, "
-            f"{len(unlabeled):,} unlabelled, {len(self.dataset.val or []):,} validation, "
+            f"{cfg.DATASET.NAME}: {self.num_classes:,} classes, {len(paths) - hidden:,} labelled, "
+            f"{len(unlabeled) + hidden:,} unlabelled, {len(self.dataset.val or []):,} validation, "
             f"{len(self.dataset.test):,} test images; "
             f"{steps:,} steps an epoch; order and views from seed {seed}"
         )

@@ -31,6 +31,7 @@ class DHO(MethodTrainer):
     trained on the teacher's probabilities of labelled and unlabelled images; the two are interpolated at test time.
     """
 
+    teacher_key = "TRAINER.DHO.TEACHER.NAME"
     ce_only = False  # set where a test set has classes that the KD head never saw
 
     def check_cfg(self, cfg: Any) -> None:

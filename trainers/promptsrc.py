@@ -13,6 +13,7 @@ from ..prompts import PromptedClassifier, PromptedImageEncoder, PromptLearner, V
 from ..registration import register_trainer
 from ..vlm import imagenet_templates
 from .base import MethodTrainer
+from .caspl import Cascade
 from .dho import DHO
 
 NUM_TEMPLATES = 60  # the first 60 of CLIP's 80, as in the authors' code
@@ -111,3 +112,10 @@ def self_consistency(
 @register_trainer
 class PromptSRCDHO(DHO, PromptSRC):
     """PromptSRC with a KD head on the prompted image feature; the average covers the KD head too."""
+
+
+@register_trainer
+class PromptSRCCasPL(Cascade, PromptSRC):
+    """PromptSRC's text and visual prompts behind frozen boosting prompts; its frozen references stay unboosted."""
+
+    config = "vit_b16_c2_ep20_batch4_8+8ctx_cross_datasets_l3"

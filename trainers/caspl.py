@@ -1,0 +1,131 @@
+"""CasPL (arXiv 2409.17805): stage one learns boosting prompts from a larger CLIP on unlabelled images, stage two
+freezes them, and a method learns its own prompts behind them with its own loss."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..cascade import TEXT_ORDERS, BoostedVLM, BoostingPrompts
+from ..errors import UsageError, check_choice
+from ..losses import distillation_loss
+from ..pool import unlabeled_paths
+from ..prompts import PromptedClassifier, PromptLearner
+from ..registration import register_trainer
+from ..saved import read_checkpoint
+from ..teachers import ZeroShotTeacher
+from ..towers import ImageEncoder
+from ..vlm import load_vlm
+from .base import MethodTrainer
+
+
+@register_trainer
+class CasPL(MethodTrainer):
+    """Stage one: KL(senior || boosted student) on all training images, none of which shows its label.
+
+    Its output folder is the reusable artefact that stage two reads. The defaults are those of the authors' published
+    configuration for single datasets; the one for ImageNet and its shifts is the yaml file named below.
+    """
+
+    section = "CASPL"
+    defaults: ClassVar = {
+        "N_CTX_VISION": 8,
+        "N_CTX_TEXT": 8,
+        "CTX_INIT": "a photo of a",
+        "PROMPT_DEPTH_VISION": 12,
+        "PROMPT_DEPTH_TEXT": 12,
+        "PREC": "fp16",
+        "SENIOR": "ViT-L/14",  # the larger CLIP: anything that dho_plugin.vlm.load_vlm takes
+        "TEMPERATURE": 1.0,
+        "BOOSTING": "",  # stage two: output folder of stage one; train.py runs stage one itself if there is none
+        "TEXT_ORDER": "boosting_first",  # or adapting_first, as in the authors' code
+    }
+    config = "vit_b16_c2_ep20_batch128_lr0025_4+4ctx_l1"
+    teacher_key = "TRAINER.CASPL.SENIOR"
+
+    @cached_property
+    def senior(self) -> ZeroShotTeacher:
+        """The larger CLIP with the dataset's single prompt, at the student's logit scale as in the authors' code."""
+        vlm = load_vlm(self.cfg.TRAINER.CASPL.SENIOR).to(self.device)
+        senior = ZeroShotTeacher(vlm, self.classes.names, self.templates(), zeta=1 / self.vlm.logit_scale)
+        self.precision.store(senior.vlm)
+        return senior.to(self.device)
+
+    def teacher_size(self) -> int:
+        return self.senior.vlm.image.size
+
+    def training_images(self) -> tuple[list[str], list[int]]:
+        paths = unlabeled_paths(self.cfg, self.dm.dataset.train_x, pool="union")
+        return paths, [-1] * len(paths)
+
+    def build_backbone(self) -> nn.Module:
+        caspl = self.cfg.TRAINER.CASPL
+        text = {"n_text": caspl.N_CTX_TEXT, "depth_text": caspl.PROMPT_DEPTH_TEXT, "ctx_init": caspl.CTX_INIT}
+        visual = {"n_visual": caspl.N_CTX_VISION, "depth_visual": caspl.PROMPT_DEPTH_VISION}
+        self.boosted = BoostedVLM(self.vlm, BoostingPrompts(self.vlm, **text, **visual, seed=self.view_seed))
+        return ImageEncoder(self.boosted)
+
+    def build_ce_head(self) -> nn.Module:
+        return PromptedClassifier(self.boosted, PromptLearner(self.vlm, self.classes, n_ctx=0))
+
+    def learned(self) -> dict[str, nn.Module]:
+        return {"boosting": self.boosted.boosting}
+
+    def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The loss, the logits and, for the accuracy that is shown, the senior's own answers instead of labels."""
+        images, _ = self.parse_batch_train(batch)
+        logits = self.model(images).float()
+        senior = self.senior(batch["img_teacher"].to(self.device, non_blocking=True))
+        loss = distillation_loss(logits, senior, temperature=self.cfg.TRAINER.CASPL.TEMPERATURE)
+        return {"loss": loss}, logits, senior.argmax(dim=-1)
+
+
+class Cascade(MethodTrainer):
+    """Stage two: mixed in before a method's trainer, it puts frozen boosting prompts in front of the method's own."""
+
+    stage_one = CasPL.__name__
+    boosting_from: tuple[str, int | None] | None = None  # folder and epoch of a checkpoint to evaluate
+
+    def check_cfg(self, cfg: Any) -> None:
+        super().check_cfg(cfg)
+        check_choice("TRAINER.CASPL.TEXT_ORDER", cfg.TRAINER.CASPL.TEXT_ORDER, TEXT_ORDERS)
+
+    def build_backbone(self) -> Any:
+        self.boosted = BoostedVLM(self.vlm, self.boosting(), text_order=self.cfg.TRAINER.CASPL.TEXT_ORDER)
+        backbone = super().build_backbone()
+        backbone.vlm = self.boosted
+        return backbone
+
+    def build_ce_head(self) -> Any:
+        head = super().build_ce_head()
+        head.vlm = self.boosted
+        return head
+
+    def boosting(self) -> BoostingPrompts:
+        """Those of the checkpoint to evaluate, else of stage one; until either is known, any."""
+        folder, epoch = self.boosting_from or (self.cfg.TRAINER.CASPL.BOOSTING, None)
+        if folder:
+            prompts = BoostingPrompts.like(self.vlm, read_checkpoint(Path(folder), "boosting", epoch)["state_dict"])
+        else:
+            prompts = BoostingPrompts(self.vlm, n_text=1, n_visual=1, ctx_init="", depth_text=1, depth_visual=1)
+        return prompts.requires_grad_(False)
+
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        return {"boosting": self.boosted.boosting}
+
+    def before_train(self) -> None:
+        if not self.cfg.TRAINER.CASPL.BOOSTING:
+            raise UsageError(
+                "no boosting prompts: run --trainer CasPL on this dataset and give its output folder as "
+                "TRAINER.CASPL.BOOSTING (train.py does both stages by itself)"
+            )
+        super().before_train()
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        if directory:
+            self.boosting_from = directory, epoch
+            self.build_model()
+        super().load_model(directory, epoch)
