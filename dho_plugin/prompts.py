@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .classes import ClassList, KnowsClasses
 from .errors import UsageError, did_you_mean
-from .towers import VLM
+from .towers import VLM, Encoders
 
 POSITIONS = ("end", "middle", "front")
 
@@ -135,7 +135,7 @@ class PromptedClassifier(nn.Module):
         vlm: the frozen CLIP model. prompt_learner: gives the prompts.
     """
 
-    def __init__(self, vlm: VLM, prompt_learner: PromptLearner) -> None:
+    def __init__(self, vlm: Encoders, prompt_learner: PromptLearner) -> None:
         super().__init__()
         self.vlm = vlm
         self.prompt_learner = prompt_learner
@@ -192,7 +192,7 @@ class PromptedImageEncoder(nn.Module):
         vlm: the frozen CLIP model. visual: a module whose call gives the prompts (depth, n, image width).
     """
 
-    def __init__(self, vlm: VLM, visual: nn.Module) -> None:
+    def __init__(self, vlm: Encoders, visual: nn.Module) -> None:
         super().__init__()
         self.vlm = vlm
         self.visual = visual

@@ -7,7 +7,7 @@ arguments of `VLM.encode_text_embeddings` and `VLM.encode_image`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,16 @@ class ImageSpec(NamedTuple):
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+class Encoders(Protocol):
+    """What a classifier asks of a CLIP model: VLM, or one with boosting prompts (cascade.py)."""
+
+    logit_scale: float
+
+    def encode_image(self, images: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor: ...
+
+    def encode_text_embeddings(self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor] = ()) -> Tensor: ...
 
 
 class VLM(nn.Module):
@@ -199,7 +209,7 @@ class VLM(nn.Module):
 class ImageEncoder(nn.Module):
     """The image tower of a CLIP model; no graph is kept where nothing in it is learned."""
 
-    def __init__(self, vlm: VLM) -> None:
+    def __init__(self, vlm: Encoders) -> None:
         super().__init__()
         self.vlm = vlm
 
