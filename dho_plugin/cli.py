@@ -15,7 +15,7 @@ import torch
 
 from . import trainers  # noqa: F401 - registers trainers, datasets and configuration keys
 from .classes import class_list
-from .config import CONFIGS, config_file, merge_file, merge_options
+from .config import CONFIGS, PRESETS, config_file, merge_file, merge_options
 from .datasets import SHIFTS
 from .datasets.shapes import demo_root
 from .errors import UsageError, did_you_mean
@@ -29,6 +29,7 @@ from .host import (
     set_random_seed,
     setup_logger,
 )
+from .protocol import explain
 from .saved import flatten
 from .shifts import Row, evaluate_shifts, load_shifts
 from .vlm import find_vlm
@@ -42,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
     )
     short = p.add_argument_group("short forms")
     short.add_argument("--dataset", default="", help="dataset by the name of its file in configs/datasets")
+    short.add_argument("--preset", default="paper", choices=PRESETS, help="the paper's settings or its public scripts'")
+    short.add_argument("--explain", action="store_true", help="say what the run would do, and do nothing")
+    short.add_argument("--labels", default="", help="a list instead of --shots: simclr-1, simclr-10 or a file")
     short.add_argument("--shots", type=int, help="labelled images a class (DATASET.NUM_SHOTS); -1 for all")
     short.add_argument(
         "--teacher", default="", help="teacher (TRAINER.DHO.TEACHER.NAME) or CasPL's senior, model or file"
@@ -70,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def build_config(args: argparse.Namespace) -> Any:
-    """The frozen configuration: defaults, dataset file, trainer file, flags, options, in this order.
+    """The frozen configuration: defaults, preset, dataset file, trainer file, flags, options, in this order.
 
     Raises:
         UsageError: unknown trainer, dataset, file or key.
@@ -83,6 +87,8 @@ def build_config(args: argparse.Namespace) -> Any:
     cfg = get_cfg_default()
     if not (args.dataset or args.dataset_config_file):
         raise UsageError("no dataset: give --dataset NAME or --dataset-config-file FILE")
+    if args.preset != PRESETS[0]:  # the first is what the defaults say
+        merge_file(cfg, config_file("presets", args.preset))
     merge_file(cfg, args.dataset_config_file or config_file("datasets", args.dataset))
     merge_file(cfg, trainer_file(args))
     _merge_flags(cfg, args)
@@ -146,6 +152,7 @@ def _merge_flags(cfg: Any, args: argparse.Namespace) -> None:
         "MODEL.BACKBONE.NAME": args.backbone,
         "MODEL.HEAD.NAME": args.head,
         "DATASET.NUM_SHOTS": args.shots,
+        "DATASET.LABELS": args.labels,
         "TRAINER.DHO.TEACHER.NAME": args.teacher,
         "TRAINER.CASPL.SENIOR": args.teacher,
         "TRAINER.DHO.UNLABELED": False if args.labels_only else None,
@@ -158,10 +165,11 @@ def default_output(cfg: Any, args: argparse.Namespace) -> Path:
     """CoOp's layout: output/DATASET/TRAINER/CFG_Kshots/nctx.../seedS; "evaluation" comes first for --eval-only."""
     dataset = args.dataset or Path(args.dataset_config_file).stem
     folder = Path("output", "evaluation") if args.eval_only else Path("output")
-    shots = f"{cfg.DATASET.NUM_SHOTS}shots" if cfg.DATASET.NUM_SHOTS > 0 else "all"
+    shots = f"{cfg.DATASET.NUM_SHOTS}shots" if cfg.DATASET.NUM_SHOTS > 0 else Path(cfg.DATASET.LABELS).stem or "all"
     folder = folder / dataset / cfg.TRAINER.NAME / f"{trainer_file(args).stem}_{shots}"
-    if args.labels_only:
-        folder = folder.with_name(folder.name + "_labels")
+    folder = folder.with_name(
+        folder.name + "_labels" * args.labels_only + (f"_{args.preset}" if args.preset != PRESETS[0] else "")
+    )
     if cfg.TRAINER.NAME.startswith("CoOp"):
         coop = cfg.TRAINER.COOP
         folder = folder / f"nctx{coop.N_CTX}_csc{coop.CSC}_ctp{coop.CLASS_TOKEN_POSITION}"
@@ -230,6 +238,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         cfg = build_config(args)
+        if args.explain:
+            other = next(preset for preset in PRESETS if preset != args.preset)
+            vs = build_config(argparse.Namespace(**{**vars(args), "preset": other}))
+            print(explain(cfg, vs, (args.preset, other)))
+            return 0
         setup_logger(cfg.OUTPUT_DIR)
         print(f"** Configuration ** (host: {HOST})\n{cfg}\n** System **\n{collect_env_info()}")
         row = run(cfg, args)

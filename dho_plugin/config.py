@@ -15,6 +15,7 @@ from yacs.config import CfgNode as CN
 from .errors import UsageError, did_you_mean
 from .host import cfg_default
 
+PRESETS = ("paper", "official")
 CONFIGS = Path(__file__).parent / "configs"
 if not CONFIGS.is_dir():  # an uninstalled clone
     CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -39,7 +40,8 @@ def extend_defaults(section: str, values: dict[str, Any], cfg: CN = cfg_default)
 # What every trainer shares; a method's own keys stand in its file.
 SHARED: dict[str, dict[str, Any]] = {
     # all, base or new: CoOp's base-to-new split of the classes
-    "DATASET": {"SUBSAMPLE_CLASSES": "all"},
+    # a list of the labelled images instead of NUM_SHOTS: "simclr-1", "simclr-10" (ImageNet), or a file
+    "DATASET": {"SUBSAMPLE_CLASSES": "all", "LABELS": ""},
     "TRAINER.DHO": {
         "LAMBDA": 0.5,  # weight of the supervised loss
         "ZETA": 0.01,  # softmax temperature of the teacher and of the cosine KD head

@@ -22,12 +22,12 @@ from ..errors import UsageError, check_choice
 from ..heads import build_head
 from ..host import (
     TrainerX,
-    build_dataset,
     build_evaluator,
     build_lr_scheduler,
     build_optimizer,
     compute_accuracy,
 )
+from ..labels import build_labeled_dataset
 from ..loaders import EpochLoader
 from ..losses import supervised_loss
 from ..pool import check_shots, check_trainable
@@ -101,7 +101,7 @@ class MethodTrainer(TrainerX):
 
     def build_data_loader(self) -> None:
         cfg = self.cfg
-        dataset = build_dataset(cfg)
+        dataset = build_labeled_dataset(cfg)
         self.classes = self.test_classes = class_list(dataset)
         self.test_rows: Tensor | None = None
         self.view_seed = cfg.SEED if cfg.SEED >= 0 else secrets.randbelow(2**31)

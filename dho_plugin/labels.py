@@ -1,0 +1,100 @@
+"""Labelled subsets that a list names: the public 1 % and 10 % of ImageNet, or a file of one's own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.error import URLError
+
+import torch
+
+from .errors import UsageError, did_you_mean
+from .host import Datum, build_dataset
+
+
+class PublicList(NamedTuple):
+    """A list on the web: one file name a line. sha256 of its content."""
+
+    url: str
+    sha256: str
+
+
+_COMMIT = "383d4143fd8cf7879ae10f1046a9baeb753ff438"
+_SIMCLR = f"https://raw.githubusercontent.com/google-research/simclr/{_COMMIT}/imagenet_subsets"
+# SimCLR's (arXiv 2002.05709): 12,811 and 128,116 images. The authors of DHO drew subsets of their own.
+LISTS = {
+    "simclr-1": PublicList(
+        f"{_SIMCLR}/1percent.txt", "71e82a48ba78252683ae334c4d019ebd5c6e855b9599c1389fbe83eb9549cf17"
+    ),
+    "simclr-10": PublicList(
+        f"{_SIMCLR}/10percent.txt", "6d09de11e7bdaf5b1f3b1f249b6183695f97310cdd20f0c03e7235b6b9392091"
+    ),
+}
+
+
+def build_labeled_dataset(cfg: Any) -> Any:
+    """Build the dataset; where cfg.DATASET.LABELS names a list, only its images stay in train_x.
+
+    Raises:
+        UsageError: a list and a number of shots; no such list; a list that does not fit the dataset.
+    """
+    wanted = cfg.DATASET.LABELS
+    if wanted and cfg.DATASET.NUM_SHOTS > 0:
+        raise UsageError(f"labels by list ({wanted}) and {cfg.DATASET.NUM_SHOTS} shots a class: choose one")
+    dataset = build_dataset(cfg)
+    if wanted:
+        folder = Path(getattr(dataset, "dataset_dir", cfg.DATASET.ROOT))
+        dataset._train_x = listed(dataset.train_x, list_file(wanted, folder))
+    return dataset
+
+
+def list_file(wanted: str, folder: Path) -> Path:
+    """The local file of a list; a public one is fetched into `folder` once, and checked.
+
+    Raises:
+        UsageError: neither a public list nor a file; it cannot be fetched, or is not the list of that name.
+    """
+    if wanted not in LISTS:
+        if Path(wanted).is_file():
+            return Path(wanted)
+        raise UsageError(f"no list {wanted!r}: expected a file or one of {list(LISTS)}.{did_you_mean(wanted, LISTS)}")
+    source = LISTS[wanted]
+    path = folder / "imagenet_subsets" / source.url.rpartition("/")[2]
+    if not path.is_file():
+        print(f"Fetching {source.url}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(source.url, str(path), hash_prefix=source.sha256, progress=False)
+        except (URLError, RuntimeError, OSError) as error:
+            raise UsageError(f"cannot fetch {source.url} ({error}): put that file at {path}") from error
+    return path
+
+
+def listed(items: Sequence[Datum], file: Path) -> list[Datum]:
+    """The items whose file a line names, by file name or by the end of the path, in the items' order.
+
+    Raises:
+        UsageError: a line that fits no item or several; a class of which the list names no image.
+    """
+    by_name = defaultdict(list)
+    for item in items:
+        by_name[Path(item.impath).name].append(item)
+    chosen = set()
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        entry = line.strip()
+        if not entry:
+            continue
+        parts = Path(entry).parts
+        fits = [item for item in by_name[parts[-1]] if Path(item.impath).parts[-len(parts) :] == parts]
+        if len(fits) != 1:
+            what = f"{len(fits)} training images have" if fits else "no training image has"
+            raise UsageError(f"{file}, line {number}: {what} the name {entry!r}; expected exactly one")
+        chosen.add(fits[0].impath)
+    kept = [item for item in items if item.impath in chosen]
+    names = {item.label: item.classname for item in items}
+    without = sorted(set(names) - {item.label for item in kept})
+    if without:
+        raise UsageError(f"{file} names no image of {len(without)} classes, first {names[without[0]]!r}")
+    return kept

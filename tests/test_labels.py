@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import runs
+import tiny
+
+from dho_plugin import labels
+from dho_plugin.errors import UsageError
+from dho_plugin.labels import PublicList, list_file, listed
+
+
+def lines(count: int = 1) -> str:
+    return "\n".join(f"{wnid}_{number}.JPEG" for wnid in tiny.WNIDS for number in range(count)) + "\n"
+
+
+@pytest.fixture
+def public(monkeypatch, tmp_path) -> Path:
+    """The public 1 % list, as it would be on the web: here a file."""
+    file = tmp_path / "web" / "1percent.txt"
+    file.parent.mkdir()
+    file.write_text(lines())
+    source = PublicList(file.as_uri(), hashlib.sha256(file.read_bytes()).hexdigest())
+    monkeypatch.setitem(labels.LISTS, "simclr-1", source)
+    return file
+
+
+def test_a_public_list_is_fetched_once_and_its_images_alone_are_labelled(workspace, tmp_path, public, capsys):
+    options = "--labels simclr-1 --shots -1"
+    (workspace / "imagenet/imagenet_subsets/1percent.txt").unlink(missing_ok=True)
+    trainer = runs.make(workspace, "LinearProbeDHO", tmp_path / "a", options)
+    assert sorted(Path(item.impath).name for item in trainer.dm.dataset.train_x) == sorted(lines().split())
+    assert len(trainer.unlabeled_paths()) == 18  # 4 images of each of 6 classes, one of each labelled
+    public.unlink()
+    runs.make(workspace, "LinearProbeDHO", tmp_path / "b", options)
+    assert capsys.readouterr().out.count("Fetching file://") == 1
+
+
+def test_another_file_of_that_name_is_refused(monkeypatch, tmp_path, public):
+    monkeypatch.setitem(labels.LISTS, "simclr-1", labels.LISTS["simclr-1"]._replace(sha256="0" * 64))
+    with pytest.raises(UsageError, match=r"cannot fetch .*invalid hash.* put that file at .*imagenet_subsets/1perc"):
+        list_file("simclr-1", tmp_path)
+    assert not (tmp_path / "imagenet_subsets/1percent.txt").exists()
+
+
+def test_a_list_of_ones_own(workspace, tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("".join(f"train/{wnid}/{wnid}_2.JPEG\n\n" for wnid in tiny.WNIDS))
+    trainer = runs.make(workspace, "CoOp", tmp_path / "a", f"--labels {file} --shots -1")
+    assert {Path(item.impath).name[-6] for item in trainer.dm.dataset.train_x} == {"2"}
+    assert (
+        "imagenet/CoOp/vit_b16_ep50_mine"
+        in runs.cli.build_config(
+            runs.cli.parser().parse_args(
+                f"--trainer CoOp --dataset imagenet --root {workspace} --labels {file}".split()
+            )
+        ).OUTPUT_DIR
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stranger.JPEG\n", r"line 1: no training image has the name 'stranger.JPEG'"),
+        (lines().replace(f"{tiny.WNIDS[2]}_0.JPEG\n", ""), "names no image of 1 classes, first 'crane'"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused(workspace, tmp_path, text, message):
+    (tmp_path / "mine.txt").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        runs.make(workspace, "CoOp", tmp_path / "a", f"--labels {tmp_path}/mine.txt --shots -1")
+
+
+def test_a_name_that_fits_two_images_is_refused(workspace, tmp_path):
+    items = runs.make(workspace, "CoOp", tmp_path / "a").dm.dataset.test
+    (tmp_path / "mine.txt").write_text(f"{Path(items[0].impath).name}\n")
+    with pytest.raises(UsageError, match="line 1: 2 training images have the name"):
+        listed([items[0], items[0]], tmp_path / "mine.txt")
+
+
+def test_a_list_and_shots_are_a_contradiction_and_a_misspelt_list_is_named(workspace, tmp_path):
+    with pytest.raises(UsageError, match="choose one"):
+        runs.make(workspace, "CoOp", tmp_path, "--labels simclr-1 --shots 2")
+    with pytest.raises(UsageError, match=r"Did you mean 'simclr-10'|Did you mean 'simclr-1'"):
+        runs.make(workspace, "CoOp", tmp_path, "--labels simclr_1 --shots -1")
