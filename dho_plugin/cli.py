@@ -126,17 +126,18 @@ def trainer_file(args: argparse.Namespace) -> Path:
     where a dataset has a file of its own.
     """
     method = args.trainer.removesuffix("DHO")
+    shared = [method, method.removesuffix("CasPL")] if method != "CasPL" else [method]
     if args.config_file:
         given = Path(args.config_file)
+        if given.is_file() or given.parent.name != args.trainer:
+            return given
         # CoOp's scripts look in a folder of the trainer's name.
-        misses = given.parent.name == args.trainer and not given.is_file()
-        return given.parent.with_name(method) / given.name if misses else given
+        theirs = [given.parent.with_name(folder) / given.name for folder in shared]
+        return next((path for path in theirs if path.is_file()), given)
     dataset = args.dataset or Path(args.dataset_config_file).stem
-    for folder in (method, method.removesuffix("CasPL")):
-        own = CONFIGS / "trainers" / folder / f"{dataset.partition('_')[0]}.yaml"
-        if folder and own.is_file():
-            return own
-    return config_file("trainers", f"{method}/{getattr(TRAINER_REGISTRY.get(args.trainer), 'config', 'default')}")
+    own = [CONFIGS / "trainers" / folder / f"{dataset.partition('_')[0]}.yaml" for folder in shared]
+    default = getattr(TRAINER_REGISTRY.get(args.trainer), "config", "default")
+    return next((path for path in own if path.is_file()), None) or config_file("trainers", f"{method}/{default}")
 
 
 def _merge_flags(cfg: Any, args: argparse.Namespace) -> None:
