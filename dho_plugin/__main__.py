@@ -7,7 +7,10 @@ import sys
 
 from .errors import UsageError, did_you_mean
 
-COMMANDS = {"demo": "run the whole comparison on the built-in pictures and print its table"}
+COMMANDS = {
+    "demo": "run the whole comparison on the built-in pictures and print its table",
+    "table13": "train every row of the paper's Table 13 and print it beside the paper's numbers",
+}
 
 
 def main(argv: list[str]) -> int:

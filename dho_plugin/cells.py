@@ -1,0 +1,157 @@
+"""A cell of a table, a row at one seed: which train.py command line it is, running it, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from . import cli
+from ._version import __version__
+from .errors import UsageError
+from .saved import check_same_settings, flatten
+from .shifts import Row
+
+RESULT = "result.json"
+LOG = "log.txt"
+AFTER = "{after}"
+
+
+class Method(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        row: its label. flags: words of its train.py command line. options: KEY VALUE pairs, which stand behind them.
+        control: the row that it is compared with. seeded: False where nothing depends on the seed; such a row is run
+            once and entered for every seed.
+        after: a row above whose run of the same seed must be finished first; "{after}" in the options stands for the
+            output folder of that run.
+    """
+
+    row: str
+    flags: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    control: str = ""
+    seeded: bool = True
+    after: str = ""
+
+
+class Cell(NamedTuple):
+    """A row at one seed, with its output folder and the whole of its train.py command line."""
+
+    method: Method
+    seed: int
+    folder: Path
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.method.row}, seed {self.seed}"
+
+
+class Outcome(NamedTuple):
+    """What became of a cell: accuracies by column, or an error. fresh: whether it was run just now."""
+
+    cell: Cell
+    accuracies: Row
+    error: str = ""
+    fresh: bool = True
+
+
+def cell_folder(output: str | Path, row: str, seed: int) -> Path:
+    """The label in letters that need no quotes, below the table's output folder."""
+    return Path(output) / re.sub(r"[^\w.-]+", "_", row).strip("_") / f"seed{seed}"
+
+
+def plan(
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    output: str | Path,
+    flags: Sequence[str] = (),
+    options: Sequence[str] = (),
+) -> list[Cell]:
+    """All cells, row by row.
+
+    Args:
+        methods: the rows. seeds: each row is run with each. output: where their folders stand.
+        flags, options: shared by all rows; a row's own win over them.
+    """
+    cells: list[Cell] = []
+    for method in methods:
+        if method.after and method.after not in {cell.method.row for cell in cells}:
+            raise ValueError(f"{method.row!r} waits for {method.after!r}, which does not stand above it")
+        for seed in seeds if method.seeded else seeds[:1]:
+            folder = cell_folder(output, method.row, seed)
+            own = [word.replace(AFTER, str(cell_folder(output, method.after, seed))) for word in method.options]
+            words = (*flags, *method.flags, "--seed", str(seed), "--output-dir", str(folder), *options, *own)
+            cells.append(Cell(method, seed, folder, words))
+    return cells
+
+
+def configure(cell: Cell) -> tuple[Any, Any]:
+    """The cell's configuration and its parsed command line; UsageError as cli.build_config."""
+    args = cli.parser().parse_args(list(cell.words))
+    return cli.build_config(args), args
+
+
+def finished(cell: Cell) -> Outcome | None:
+    """The result of an earlier run, if there is one.
+
+    Raises:
+        UsageError: the cell cannot be configured; or its folder holds the result of other settings.
+    """
+    cfg, _ = configure(cell)
+    path = cell.folder / RESULT
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    check_same_settings(result["settings"], flatten(cfg), cell.folder)
+    return Outcome(cell, result["accuracies"], fresh=False)
+
+
+def environment(cfg: Any) -> str:
+    """What a run depends on beside its settings."""
+    device = "CUDA" if cfg.USE_CUDA and torch.cuda.is_available() else "CPU"
+    return f"dho_plugin {__version__}, Python {platform.python_version()}, torch {torch.__version__}, {device}"
+
+
+def made_by(cells: Iterable[Cell]) -> list[str]:
+    """The environments that finished cells were run in, which need not be the one at hand."""
+    files = [cell.folder / RESULT for cell in cells]
+    return sorted({json.loads(file.read_text(encoding="utf-8"))["made_by"] for file in files if file.is_file()})
+
+
+def run_cell(cell: Cell, threads: int) -> Outcome:
+    """Train and evaluate one cell in this process; what is printed goes to its log.txt, its end to result.json."""
+    torch.set_num_threads(threads)
+    started = time.monotonic()
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    with (cell.folder / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            cfg, args = configure(cell)
+            accuracies = cli.run(cfg, args)
+        except UsageError as error:
+            print(f"error: {error}")
+            return Outcome(cell, {}, f"error: {error}")
+        except Exception as error:  # whatever it was, it is reported, and the other cells go on
+            traceback.print_exc()
+            return Outcome(cell, {}, f"{type(error).__name__}: {error}")
+    result = {
+        "row": cell.method.row,
+        "seed": cell.seed,
+        "accuracies": accuracies,
+        "seconds": round(time.monotonic() - started, 1),
+        "made_by": environment(cfg),
+        "settings": flatten(cfg),
+    }
+    part = cell.folder / f"{RESULT}.part"
+    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    part.replace(cell.folder / RESULT)  # at once, so that a kill leaves no half of it
+    return Outcome(cell, accuracies)
