@@ -51,6 +51,15 @@ def test_base_to_ood_trains_once_and_sums_up_every_shift(workspace, tmp_path):
     assert re.findall(r"^(test|A|R|Sketch|V2) +[\d.]+ ", out, re.MULTILINE) == ["test", "A", "R", "Sketch", "V2"]
 
 
+def test_the_caspl_comparison_has_both_methods_with_caspl_and_dho(workspace, tmp_path):
+    models = ["--backbone", f"{workspace}/student.safetensors", "--teacher", f"{workspace}/teacher.pt"]
+    out = bash(tmp_path, str(SCRIPTS / "caspl.sh"), str(workspace), "imagenet", "--dry-run", "--shots", "2", *models)
+    trainers = [words.partition(" ")[0] for words in out.split("--trainer ")[1:]]
+    both = [f"{method}{kind}" for method in ("CoOp", "PromptSRC") for kind in ("", "CasPL", "DHO", "DHO")]
+    assert trainers == ["ZeroshotCLIP", "ZeroshotCLIP", "CasPL", *both]
+    assert out.count(f"TRAINER.CASPL.BOOSTING {tmp_path}/output/caspl/imagenet/CasPL_stage_one_no_labels/seed1") == 2
+
+
 def test_the_average_is_over_seeds_and_takes_the_last_accuracy(tmp_path):
     for seed, accuracy in ((1, "50.0"), (2, "60.0")):
         for half, value in (("base", accuracy), ("new", "30.0")):
