@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,8 +13,9 @@ from ..classes import ClassHead, ClassList, KnowsClasses
 from ..errors import UsageError, check_choice
 from ..heads import HEAD_KINDS, DualHeadLogits, build_head
 from ..interpolation import interpolate
-from ..losses import dual_head_loss
+from ..losses import DualHeadLoss, dual_head_loss
 from ..pool import POOLS, unlabeled_paths
+from ..precision import Precision
 from ..student import DualHeadStudent
 from ..teachers import ZeroShotTeacher
 from ..vlm import imagenet_templates, load_vlm
@@ -22,6 +24,7 @@ from .base import MethodTrainer
 # Language-aware initialisation takes the student's own text features: those of another model, even of equal width, lie
 # in another space. The paper's wording, the teacher's text encoder, is "teacher".
 INITS = ("text", "teacher", "kaiming")
+CE_ALONE = "The KD head cannot answer here ({}). The CE pathway alone answers"
 
 
 class DHO(MethodTrainer):
@@ -36,25 +39,12 @@ class DHO(MethodTrainer):
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
-        dho = cfg.TRAINER.DHO
-        check_choice("TRAINER.DHO.UNLABELED_POOL", dho.UNLABELED_POOL, POOLS)
-        check_choice("TRAINER.DHO.HEAD.KD", dho.HEAD.KD, HEAD_KINDS)
-        check_choice("TRAINER.DHO.HEAD.INIT", dho.HEAD.INIT, INITS)
-        for key, fits, wanted in (
-            ("LAMBDA", 0 <= dho.LAMBDA <= 1, "in [0, 1]"),
-            ("ALPHA", 0 <= dho.ALPHA <= 1, "in [0, 1]"),
-            ("BETA", dho.BETA > 0, "positive"),
-            ("ZETA", dho.ZETA > 0, "positive"),
-            ("ETA", dho.ETA > 0, "positive"),
-        ):
-            if not fits:
-                raise UsageError(f"TRAINER.DHO.{key} must be {wanted}, got {dho[key]}")
+        check_section(cfg)
 
     # Data
 
     def unlabeled_paths(self) -> list[str]:
-        dho = self.cfg.TRAINER.DHO
-        return unlabeled_paths(self.cfg, self.dm.dataset.train_x, pool=dho.UNLABELED_POOL) if dho.UNLABELED else []
+        return distilled_paths(self.cfg, self.dm.dataset.train_x)
 
     def teacher_size(self) -> int | None:
         return self.teacher.vlm.image.size
@@ -64,14 +54,7 @@ class DHO(MethodTrainer):
     @cached_property
     def teacher(self) -> ZeroShotTeacher:
         """Loaded when training starts: an evaluation needs no teacher."""
-        dho = self.cfg.TRAINER.DHO
-        templates = (
-            imagenet_templates() if list(dho.TEACHER.TEMPLATES) == ["imagenet"] else tuple(dho.TEACHER.TEMPLATES)
-        )
-        vlm = load_vlm(dho.TEACHER.NAME).to(self.device)
-        teacher = ZeroShotTeacher(vlm, self.classes.names, templates or self.templates(), zeta=dho.ZETA)
-        self.precision.store(teacher.vlm)
-        return teacher.to(self.device)
+        return build_teacher(self.cfg, self.classes, self.templates(), self.precision, self.device)
 
     def assemble(self) -> nn.Module:
         dho = self.cfg.TRAINER.DHO
@@ -79,10 +62,7 @@ class DHO(MethodTrainer):
         if dho.HEAD.INIT != "kaiming":
             source = self.teacher.vlm if dho.HEAD.INIT == "teacher" else self.vlm
             embeddings = source.class_embeddings(self.classes.names, self.templates())
-        head = build_head(
-            dho.HEAD.KD, self.vlm.width, len(self.classes.names), class_embeddings=embeddings, scale=1 / dho.ZETA
-        )
-        self.kd_head = ClassHead(head, self.classes)
+        self.kd_head = build_kd_head(self.cfg, self.vlm.width, self.classes, embeddings)
         return DualHeadStudent(self.backbone, self.ce_head, self.kd_head)
 
     def learned(self) -> dict[str, nn.Module]:
@@ -92,30 +72,16 @@ class DHO(MethodTrainer):
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         images, labels = self.parse_batch_train(batch)
-        views = batch["img_teacher"].to(self.device, non_blocking=True)
         extra = batch.get("unlabeled")
         if extra is not None:
             images = torch.cat([images, self.vlm.normalize(extra["img"].to(self.device, non_blocking=True))])
-            views = torch.cat([views, extra["img_teacher"].to(self.device, non_blocking=True)])
         features = self.backbone(images)
-        ce, kd = self.ce_logits(features).float(), self.kd_head(features).float()
-        teacher = self.teacher(views)
+        logits = DualHeadLogits(self.ce_logits(features).float(), self.kd_head(features).float())
+        loss = step_loss(self.cfg, logits, labels, self.teacher(teacher_views(batch, self.device)))
         n = len(labels)
-        dho = self.cfg.TRAINER.DHO
-        labeled, unlabeled = DualHeadLogits(ce[:n], kd[:n]), DualHeadLogits(ce[n:], kd[n:])
-        loss = dual_head_loss(
-            labeled,
-            labels,
-            teacher[:n],
-            unlabeled if extra is not None else None,
-            teacher[n:] if extra is not None else None,
-            ce_weight=dho.LAMBDA,
-            temperature=dho.ETA,
-            scale_by_t2=dho.KD_T2,
-        )
-        own = self.regularizers(images[:n], features[:n], labeled.ce)
-        total = loss.total + dho.LAMBDA * sum(own.values())
-        return {"loss": total, "loss_ce": loss.ce, "loss_kd": loss.kd, **own}, labeled.ce, labels
+        own = self.regularizers(images[:n], features[:n], logits.ce[:n])
+        total = loss.total + self.cfg.TRAINER.DHO.LAMBDA * sum(own.values())
+        return {"loss": total, "loss_ce": loss.ce, "loss_kd": loss.kd, **own}, logits.ce[:n], labels
 
     @torch.no_grad()
     def heads(self, images: Tensor) -> DualHeadLogits:
@@ -133,12 +99,88 @@ class DHO(MethodTrainer):
             if bound:
                 raise
             self.ce_only = True
-            print(f"The KD head cannot answer here ({reason}). The CE pathway alone answers")
+            print(CE_ALONE.format(reason))
 
     def loaded_parts(self) -> list[str]:
         return [name for name in super().loaded_parts() if not (self.ce_only and name == "kd_head")]
 
     def model_inference(self, images: Tensor) -> Tensor:
-        if self.ce_only:
-            return torch.softmax(self.heads(images).ce, dim=-1)
-        return interpolate(self.heads(images), alpha=self.cfg.TRAINER.DHO.ALPHA, beta=self.cfg.TRAINER.DHO.BETA)
+        return answer(self.cfg, self.heads(images), ce_only=self.ce_only)
+
+
+# What the TRAINER.DHO section means, for the trainers of this folder and for those that `attach` makes.
+
+
+def check_section(cfg: Any) -> None:
+    """Raise UsageError for a value of TRAINER.DHO that cannot be meant."""
+    dho = cfg.TRAINER.DHO
+    check_choice("TRAINER.DHO.UNLABELED_POOL", dho.UNLABELED_POOL, POOLS)
+    check_choice("TRAINER.DHO.HEAD.KD", dho.HEAD.KD, HEAD_KINDS)
+    check_choice("TRAINER.DHO.HEAD.INIT", dho.HEAD.INIT, INITS)
+    for key, fits, wanted in (
+        ("LAMBDA", 0 <= dho.LAMBDA <= 1, "in [0, 1]"),
+        ("ALPHA", 0 <= dho.ALPHA <= 1, "in [0, 1]"),
+        ("BETA", dho.BETA > 0, "positive"),
+        ("ZETA", dho.ZETA > 0, "positive"),
+        ("ETA", dho.ETA > 0, "positive"),
+    ):
+        if not fits:
+            raise UsageError(f"TRAINER.DHO.{key} must be {wanted}, got {dho[key]}")
+
+
+def distilled_paths(cfg: Any, labeled: Sequence[Any]) -> list[str]:
+    """The images that are distilled on without labels, none under UNLABELED False; `labeled` are Dassl items."""
+    dho = cfg.TRAINER.DHO
+    return unlabeled_paths(cfg, labeled, pool=dho.UNLABELED_POOL) if dho.UNLABELED else []
+
+
+def build_teacher(
+    cfg: Any, classes: ClassList, templates: Sequence[str], precision: Precision, device: torch.device
+) -> ZeroShotTeacher:
+    """The frozen teacher on the device; `templates` serve where TEACHER.TEMPLATES names none."""
+    dho = cfg.TRAINER.DHO
+    named = imagenet_templates() if list(dho.TEACHER.TEMPLATES) == ["imagenet"] else tuple(dho.TEACHER.TEMPLATES)
+    vlm = load_vlm(dho.TEACHER.NAME).to(device)
+    teacher = ZeroShotTeacher(vlm, classes.names, named or templates, zeta=dho.ZETA)
+    precision.store(teacher.vlm)
+    return teacher.to(device)
+
+
+def build_kd_head(cfg: Any, width: int, classes: ClassList, embeddings: Tensor | None = None) -> ClassHead:
+    """The KD head on features of a width; Kaiming initialisation unless it gets class embeddings (C, width)."""
+    dho = cfg.TRAINER.DHO
+    head = build_head(dho.HEAD.KD, width, len(classes.names), class_embeddings=embeddings, scale=1 / dho.ZETA)
+    return ClassHead(head, classes)
+
+
+def teacher_views(batch: dict[str, Any], device: torch.device) -> Tensor:
+    """The teacher's views of a batch, uint8 (N + M, 3, size, size): of the labelled, then of the unlabelled images."""
+    parts = [batch, batch["unlabeled"]] if "unlabeled" in batch else [batch]
+    return torch.cat([part["img_teacher"].to(device, non_blocking=True) for part in parts])
+
+
+def step_loss(cfg: Any, logits: DualHeadLogits, labels: Tensor, teacher: Tensor) -> DualHeadLoss:
+    """The loss of a step whose first N rows are the labelled images.
+
+    Args:
+        logits: both heads', each (N + M, C). labels: (N,). teacher: its logits (N + M, C). M may be 0.
+    """
+    n, dho = len(labels), cfg.TRAINER.DHO
+    labeled, unlabeled = (DualHeadLogits(logits.ce[part], logits.kd[part]) for part in (slice(n), slice(n, None)))
+    return dual_head_loss(
+        labeled,
+        labels,
+        teacher[:n],
+        unlabeled if len(teacher) > n else None,
+        teacher[n:] if len(teacher) > n else None,
+        ce_weight=dho.LAMBDA,
+        temperature=dho.ETA,
+        scale_by_t2=dho.KD_T2,
+    )
+
+
+def answer(cfg: Any, logits: DualHeadLogits, *, ce_only: bool) -> Tensor:
+    """Class probabilities (N, C): interpolated (Eq. 11), or the CE pathway's for classes the KD head never saw."""
+    if ce_only:
+        return torch.softmax(logits.ce, dim=-1)
+    return interpolate(logits, alpha=cfg.TRAINER.DHO.ALPHA, beta=cfg.TRAINER.DHO.BETA)

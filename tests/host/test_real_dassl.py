@@ -30,7 +30,10 @@ def _python(host: str, *arguments: str) -> str:
 
 @pytest.mark.parametrize(
     "paths",
-    [("tests/host/contract",), ("tests/test_trainers.py", "tests/test_datasets.py", "tests/test_cli.py")],
+    [
+        ("tests/host/contract",),
+        ("tests/test_trainers.py", "tests/test_attach.py", "tests/test_datasets.py", "tests/test_cli.py"),
+    ],
     ids=["contract", "trainers"],
 )
 def test_the_suite_passes_on_real_dassl_too(paths: tuple[str, ...]) -> None:
