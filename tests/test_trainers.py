@@ -269,7 +269,7 @@ def test_a_folder_of_another_run_is_not_gone_on_from(workspace, tmp_path):
     assert runs.run(workspace, "CoOpDHO", tmp_path) == first  # the same run: finished, so only evaluated
     with pytest.raises(UsageError, match=r"other settings \(OPTIM.LR: 0.002 there, 0.1 now; TRAINER.DHO.LAMBDA"):
         runs.run(workspace, "CoOpDHO", tmp_path, "", "TRAINER.DHO.LAMBDA 0.9 OPTIM.LR 0.1")
-    with pytest.raises(UsageError, match=r"TRAIN.COUNT_ITER: 'train_x' there, 'train_u' now"):  # another number of steps
+    with pytest.raises(UsageError, match=r"TRAIN.COUNT_ITER: 'train_x' there, 'train_u' now"):
         runs.run(workspace, "CoOpDHO", tmp_path, "", "TRAIN.COUNT_ITER train_u TRAIN.PRINT_FREQ 7")
     with pytest.raises(UsageError, match="nothing to resume"):
         runs.run(workspace, "CoOpDHO", tmp_path / "new", f"--resume {tmp_path / 'typo'}")
