@@ -125,7 +125,8 @@ def trainer_file(args: argparse.Namespace) -> Path:
     A method and its DHO trainer share their file, so that they are compared on equal terms; so does its CasPL trainer
     where a dataset has a file of its own.
     """
-    method = args.trainer.removesuffix("DHO")
+    kind = TRAINER_REGISTRY.get(args.trainer)
+    method = getattr(kind, "family", "") or args.trainer.removesuffix("DHO")
     shared = [method, method.removesuffix("CasPL")] if method != "CasPL" else [method]
     if args.config_file:
         given = Path(args.config_file)
@@ -136,7 +137,7 @@ def trainer_file(args: argparse.Namespace) -> Path:
         return next((path for path in theirs if path.is_file()), given)
     dataset = args.dataset or Path(args.dataset_config_file).stem
     own = [CONFIGS / "trainers" / folder / f"{dataset.partition('_')[0]}.yaml" for folder in shared]
-    default = getattr(TRAINER_REGISTRY.get(args.trainer), "config", "default")
+    default = getattr(kind, "config", "default")
     return next((path for path in own if path.is_file()), None) or config_file("trainers", f"{method}/{default}")
 
 
@@ -180,7 +181,7 @@ def default_output(cfg: Any, args: argparse.Namespace) -> Path:
 def run(cfg: Any, args: argparse.Namespace) -> Row:
     """Build the trainer, train or load it, evaluate it; return its accuracies."""
     kind = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-    find_vlm(cfg.MODEL.BACKBONE.NAME)
+    getattr(kind, "find_student", find_vlm)(cfg.MODEL.BACKBONE.NAME)
     if getattr(kind, "teacher_key", "") and not args.eval_only:
         find_vlm(flatten(cfg)[kind.teacher_key])
     if getattr(kind, "stage_one", "") and not (args.eval_only or args.no_train or cfg.TRAINER.CASPL.BOOSTING):

@@ -55,8 +55,10 @@ SHARED: dict[str, dict[str, Any]] = {
         "STEPS_PER_EPOCH": 0,
     },
     "TRAINER.DHO.HEAD": {
-        "KD": "cosine",  # cosine (Eq. 10), linear, official
-        "INIT": "text",  # text (the student's text features), teacher (the teacher's, of equal width), kaiming
+        # linear, cosine (Eq. 10), official, nonlinear (E.2); auto: cosine for a CLIP student, else linear
+        "KD": "auto",
+        # text (the student's text features), teacher (the teacher's, of equal width), kaiming; auto: text if it has any
+        "INIT": "auto",
         "LR": 0.0,  # learning rate of the KD head and of a linear CE head; 0: OPTIM.LR
     },
     "TRAINER.DHO.TEACHER": {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .errors import UsageError, did_you_mean
 
-HEAD_KINDS = ("linear", "cosine", "official")
+HEAD_KINDS = ("linear", "cosine", "official", "nonlinear")
 
 
 class DualHeadLogits(NamedTuple):
@@ -77,6 +77,22 @@ class OfficialHead(nn.Linear):
         return self.scale * super().forward(F.normalize(features, dim=-1))
 
 
+class NonLinearHead(nn.Sequential):
+    """Linear, layer norm, GELU, dropout, linear (Section E.2), with a hidden layer as wide as the features.
+
+    The paper gives neither the width nor the dropout; 0.1 is ours.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, *, dropout: float = 0.1) -> None:
+        super().__init__(
+            nn.Linear(in_features, in_features),
+            nn.LayerNorm(in_features),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(in_features, num_classes),
+        )
+
+
 def build_head(
     kind: str,
     in_features: int,
@@ -88,7 +104,8 @@ def build_head(
     """Build a head and initialise it.
 
     Args:
-        kind: "linear" (h(z) = W z + b), "cosine" (Eq. 10) or "official" (see OfficialHead).
+        kind: "linear" (h(z) = W z + b), "cosine" (Eq. 10), "official" (see OfficialHead) or "nonlinear"
+            (NonLinearHead).
         in_features: feature width d.
         num_classes: C.
         class_embeddings: (C, d) text features for language-aware initialisation (W <- text features, b <- 0);
@@ -103,6 +120,10 @@ def build_head(
         head = nn.Linear(in_features, num_classes)
     elif kind == "cosine":
         head = CosineHead(in_features, num_classes, scale=scale)
+    elif kind == "nonlinear" and class_embeddings is None:
+        return NonLinearHead(in_features, num_classes)
+    elif kind == "nonlinear":
+        raise UsageError("a nonlinear head cannot start from text features, its rows read a hidden layer: INIT kaiming")
     elif kind == "official":
         head = OfficialHead(in_features, num_classes, scale=scale)
     else:

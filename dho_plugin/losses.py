@@ -10,6 +10,7 @@ Shapes: N labelled and M unlabelled images in the batch, C classes.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -98,3 +99,30 @@ def dual_head_loss(
     if unlabeled is not None and teacher_unlabeled is not None:
         kd = kd + distillation_loss(unlabeled.kd, teacher_unlabeled, temperature=temperature, scale_by_t2=scale_by_t2)
     return DualHeadLoss(total=ce_weight * ce + (1 - ce_weight) * kd, ce=ce, kd=kd)
+
+
+def binary_distillation_loss(kd_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+    """DHKD's loss (arXiv 2411.08937), its "BinaryKL-Norm": mean over images of the sum over classes of
+    eta^2 KL(1/2 || sigmoid((kd_logits - teacher_logits) / eta)), the divergence between two coins.
+
+    Args:
+        kd_logits, teacher_logits: (N, C); no gradient flows to the teacher's. temperature: eta.
+    """
+    difference = (kd_logits - teacher_logits.detach()) / temperature
+    # KL(1/2 || s) = -log 2 - (log s + log(1 - s)) / 2
+    divergence = -math.log(2) - (F.logsigmoid(difference) + F.logsigmoid(-difference)) / 2
+    return temperature**2 * divergence.sum(dim=-1).mean()
+
+
+def feature_distillation_loss(features: Tensor, teacher_features: Tensor, num_classes: int) -> Tensor:
+    """CLIP-KD's feature loss (arXiv 2307.12732): squared distance of unit-length features, mean over images.
+
+    It is times log(C) / 2, so that features at a right angle cost as much as a guess does in cross-entropy: the paper
+    says that the loss is scaled to the size of L_CE, not how.
+
+    Args:
+        features: (N, d) the student's, projected to the teacher's width. teacher_features: (N, d), no gradient.
+        num_classes: C.
+    """
+    target = F.normalize(teacher_features.detach(), dim=-1)
+    return math.log(num_classes) / 2 * (F.normalize(features, dim=-1) - target).pow(2).sum(dim=-1).mean()

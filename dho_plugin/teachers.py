@@ -27,8 +27,13 @@ class ZeroShotTeacher(nn.Module):
         self.requires_grad_(False)
 
     @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, size, size) of the teacher's own size -> image features (N, width), float32."""
+        return self.vlm.encode_image(self.vlm.normalize(images)).float()
+
+    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, size, size) of the teacher's own size -> logits (N, C), float32."""
-        features = self.vlm.encode_image(self.vlm.normalize(images))
+        features = self.features(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self.head(features.float())
+            return self.head(features)

@@ -154,7 +154,8 @@ def test_every_yaml_file_merges_and_names_what_is_registered(path):
     if path.parent.name == "datasets":
         assert cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
     elif path.parent.name != "presets":
-        assert path.parent.name in TRAINER_REGISTRY.registered_names()
+        names = TRAINER_REGISTRY.registered_names()
+        assert path.parent.name in {*names, *(getattr(TRAINER_REGISTRY.get(name), "family", "") for name in names)}
 
 
 def test_yaml_tags_are_refused(tmp_path):

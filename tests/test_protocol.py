@@ -26,7 +26,7 @@ def test_explain_says_what_the_run_would_do_and_does_nothing(tmp_path, capsys):
         "0.5 L_CE + 0.5 L_KD",
         "0.3 softmax(CE) + 0.7 softmax(KD / 1.0)",
         "TRAINER.DHO.BETA     1.0 -> 0.5",
-        "TRAINER.DHO.HEAD.KD  cosine -> official",
+        "TRAINER.DHO.HEAD.KD  auto -> official",
     ):
         assert said in out, said
     assert "CasPL" not in out and not (tmp_path / "out").exists()

@@ -34,7 +34,7 @@ from ..pool import check_shots, check_trainable
 from ..precision import CHOICES as PRECISIONS
 from ..precision import Precision
 from ..saved import best_so_far, prepare_resume, read_checkpoint, write_record
-from ..towers import ImageEncoder
+from ..towers import VLM, ImageEncoder
 from ..views import INTERPOLATIONS
 from ..vlm import load_vlm
 from .data import COUNTS, DataManager
@@ -44,17 +44,29 @@ class MethodTrainer(TrainerX):
     """Trains a base method by cross-entropy on labelled images.
 
     Attributes:
-        vlm: the frozen CLIP model of the student. classes: what the model tells apart. test_rows: which of them the
-            test set at hand asks about, None for all. precision: see Precision.
+        student: the model that the images go through, a frozen CLIP unless a method says otherwise.
+        classes: what the model tells apart. test_rows: which of them the test set at hand asks about, None for all.
+        precision: see Precision.
     """
 
     section = ""  # the method's section of cfg.TRAINER
     defaults: ClassVar[dict[str, Any]] = {"PREC": "fp16"}  # the keys of that section and their defaults
+    family = ""  # the folder of configs/trainers that it shares with others; empty for the method's own
     config = "default"  # the yaml file of configs/trainers/<method> that --trainer alone chooses
     teacher_key = ""  # the configuration key that names the model it learns from, if it learns from one
+    trains_student = False  # whether the student's own weights are trained, which half precision must leave alone
     stage_one = ""  # the trainer whose output folder it starts from, if it starts from one
 
     # What a method supplies
+
+    def load_student(self) -> Any:
+        """Return the student's model, with `name`, `image`, `width` and `normalize` as VLM has them."""
+        return load_vlm(self.cfg.MODEL.BACKBONE.NAME)
+
+    @property
+    def vlm(self) -> VLM:
+        """The student, where it is a CLIP model."""
+        return self.student
 
     def build_backbone(self) -> nn.Module:
         """Return g: normalised images (N, 3, H, W) -> features (N, d)."""
@@ -105,8 +117,8 @@ class MethodTrainer(TrainerX):
         self.classes = self.test_classes = class_list(dataset)
         self.test_rows: Tensor | None = None
         self.view_seed = cfg.SEED if cfg.SEED >= 0 else secrets.randbelow(2**31)
-        self.vlm = load_vlm(cfg.MODEL.BACKBONE.NAME)
-        self.dm = DataManager(cfg, dataset, size=self.vlm.image.size)
+        self.student = self.load_student()
+        self.dm = DataManager(cfg, dataset, size=self.student.image.size)
         self.train_loader_u = None
         self.val_loader, self.test_loader = self.dm.val_loader, self.dm.test_loader
         self.num_classes, self.num_source_domains = self.dm.num_classes, self.dm.num_source_domains
@@ -162,11 +174,12 @@ class MethodTrainer(TrainerX):
     def build_model(self) -> None:
         cfg = self.cfg
         self.precision = Precision(cfg.TRAINER[self.section].PREC, self.device)
-        self.vlm.to(self.device)
+        self.student.to(self.device)
         self.backbone = self.build_backbone()
         self.ce_head = self.build_ce_head()
         self.model = self.assemble().to(self.device)
-        self.precision.store(self.vlm)
+        if not self.trains_student:
+            self.precision.store(self.student)
         self._models.clear()
         self._optims.clear()
         self._scheds.clear()
@@ -179,7 +192,9 @@ class MethodTrainer(TrainerX):
         for name, module in self.frozen_parts().items():
             self.register_model(name, module)
         trained = sum(p.numel() for module in self.learned().values() for p in module.parameters())
-        print(f"{type(self).__name__} on {self.vlm.name}, {self.precision.name}: {trained:,} parameters are trained")
+        print(
+            f"{type(self).__name__} on {self.student.name}, {self.precision.name}: {trained:,} parameters are trained"
+        )
 
     def optimizer_config(self, name: str) -> Any:
         """The OPTIM section for one learned part; linear heads may have a learning rate of their own."""
@@ -198,7 +213,7 @@ class MethodTrainer(TrainerX):
     # Steps
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return self.vlm.normalize(batch["img"].to(self.device, non_blocking=True)), batch["label"].to(self.device)
+        return self.student.normalize(batch["img"].to(self.device, non_blocking=True)), batch["label"].to(self.device)
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return self.parse_batch_train(batch)

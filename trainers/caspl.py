@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ..cascade import TEXT_ORDERS, BoostedVLM, BoostingPrompts
 from ..errors import UsageError, check_choice
 from ..losses import distillation_loss
-from ..pool import unlabeled_paths
 from ..prompts import PromptedClassifier, PromptLearner
 from ..registration import register_trainer
 from ..saved import read_checkpoint
@@ -20,16 +19,18 @@ from ..teachers import ZeroShotTeacher
 from ..towers import ImageEncoder
 from ..vlm import load_vlm
 from .base import MethodTrainer
+from .dho import WithoutLabels
 
 
 @register_trainer
-class CasPL(MethodTrainer):
+class CasPL(WithoutLabels):
     """Stage one: KL(senior || boosted student) on all training images, none of which shows its label.
 
     Its output folder is the reusable artefact that stage two reads. The defaults are those of the authors' published
     configuration for single datasets; the one for ImageNet and its shifts is the yaml file named below.
     """
 
+    pool = "union"
     section = "CASPL"
     defaults: ClassVar = {
         "N_CTX_VISION": 8,
@@ -56,10 +57,6 @@ class CasPL(MethodTrainer):
 
     def teacher_size(self) -> int:
         return self.senior.vlm.image.size
-
-    def training_images(self) -> tuple[list[str], list[int]]:
-        paths = unlabeled_paths(self.cfg, self.dm.dataset.train_x, pool="union")
-        return paths, [-1] * len(paths)
 
     def build_backbone(self) -> nn.Module:
         caspl = self.cfg.TRAINER.CASPL

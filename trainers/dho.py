@@ -18,30 +18,24 @@ from ..pool import POOLS, unlabeled_paths
 from ..precision import Precision
 from ..student import DualHeadStudent
 from ..teachers import ZeroShotTeacher
+from ..towers import VLM
 from ..vlm import imagenet_templates, load_vlm
 from .base import MethodTrainer
 
 # Language-aware initialisation takes the student's own text features: those of another model, even of equal width, lie
 # in another space. The paper's wording, the teacher's text encoder, is "teacher".
-INITS = ("text", "teacher", "kaiming")
+INITS = ("auto", "text", "teacher", "kaiming")
 CE_ALONE = "The KD head cannot answer here ({}). The CE pathway alone answers"
 
 
-class DHO(MethodTrainer):
-    """Mixed in before a base method's trainer, it adds the distillation pathway of Section D.2 to it.
-
-    The base method keeps its own classifier as the CE pathway; a KD head on the features that enter that classifier is
-    trained on the teacher's probabilities of labelled and unlabelled images; the two are interpolated at test time.
-    """
+class Distils(MethodTrainer):
+    """Mixed in before a trainer that learns from a teacher: the teacher, its views, the unlabelled images."""
 
     teacher_key = "TRAINER.DHO.TEACHER.NAME"
-    ce_only = False  # set where a test set has classes that the KD head never saw
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
         check_section(cfg)
-
-    # Data
 
     def unlabeled_paths(self) -> list[str]:
         return distilled_paths(self.cfg, self.dm.dataset.train_x)
@@ -49,21 +43,67 @@ class DHO(MethodTrainer):
     def teacher_size(self) -> int | None:
         return self.teacher.vlm.image.size
 
-    # Model
-
     @cached_property
     def teacher(self) -> ZeroShotTeacher:
         """Loaded when training starts: an evaluation needs no teacher."""
         return build_teacher(self.cfg, self.classes, self.templates(), self.precision, self.device)
 
+    def all_images(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The labelled and then the unlabelled images of a batch, normalised, in one tensor; and the labels."""
+        images, labels = self.parse_batch_train(batch)
+        if "unlabeled" in batch:
+            others = batch["unlabeled"]["img"].to(self.device, non_blocking=True)
+            images = torch.cat([images, self.student.normalize(others)])
+        return images, labels
+
+
+class WithoutLabels(MethodTrainer):
+    """Mixed in before a trainer whose steps see no label at all."""
+
+    pool = "complement"  # see pool.unlabeled_paths
+
+    def check_cfg(self, cfg: Any) -> None:
+        super().check_cfg(cfg)
+        check_unlabeled(self, cfg)
+
+    def training_images(self) -> tuple[list[str], list[int]]:
+        paths = unlabeled_paths(self.cfg, self.dm.dataset.train_x, pool=self.pool)
+        if not paths:
+            raise UsageError(
+                f"no image is left for {type(self).__name__}, which uses no label: give --shots or --labels"
+            )
+        return paths, [-1] * len(paths)
+
+    def unlabeled_paths(self) -> list[str]:
+        return []
+
+
+class DHO(Distils):
+    """Mixed in before a base method's trainer, it adds the distillation pathway of Section D.2 to it.
+
+    The base method keeps its own classifier as the CE pathway; a KD head on the features that enter that classifier is
+    trained on the teacher's probabilities of labelled and unlabelled images; the two are interpolated at test time.
+    """
+
+    ce_only = False  # set where a test set has classes that the KD head never saw
+
+    # Model
+
     def assemble(self) -> nn.Module:
-        dho = self.cfg.TRAINER.DHO
-        embeddings = None
-        if dho.HEAD.INIT != "kaiming":
-            source = self.teacher.vlm if dho.HEAD.INIT == "teacher" else self.vlm
-            embeddings = source.class_embeddings(self.classes.names, self.templates())
-        self.kd_head = build_kd_head(self.cfg, self.vlm.width, self.classes, embeddings)
+        self.kd_head = build_kd_head(
+            self.cfg, self.student.width, self.classes, self.head_start(), clip=isinstance(self.student, VLM)
+        )
         return DualHeadStudent(self.backbone, self.ce_head, self.kd_head)
+
+    def head_start(self) -> Tensor | None:
+        """Class embeddings that the KD head starts from (C, d), None for Kaiming initialisation."""
+        head, clip = self.cfg.TRAINER.DHO.HEAD, isinstance(self.student, VLM)
+        if head.INIT == "kaiming" or (head.INIT == "auto" and (not clip or head.KD == "nonlinear")):
+            return None
+        if head.INIT != "teacher" and not clip:
+            raise UsageError(f"HEAD.INIT text: {self.student.name} has no text tower; take kaiming, auto or teacher")
+        source = self.teacher.vlm if head.INIT == "teacher" else self.vlm
+        return source.class_embeddings(self.classes.names, self.templates())
 
     def learned(self) -> dict[str, nn.Module]:
         return {**super().learned(), "kd_head": self.kd_head}
@@ -71,17 +111,18 @@ class DHO(MethodTrainer):
     # Steps
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        images, labels = self.parse_batch_train(batch)
-        extra = batch.get("unlabeled")
-        if extra is not None:
-            images = torch.cat([images, self.vlm.normalize(extra["img"].to(self.device, non_blocking=True))])
+        images, labels = self.all_images(batch)
         features = self.backbone(images)
         logits = DualHeadLogits(self.ce_logits(features).float(), self.kd_head(features).float())
-        loss = step_loss(self.cfg, logits, labels, self.teacher(teacher_views(batch, self.device)))
+        loss = self.step_loss(logits, labels, self.teacher(teacher_views(batch, self.device)))
         n = len(labels)
         own = self.regularizers(images[:n], features[:n], logits.ce[:n])
         total = loss.total + self.cfg.TRAINER.DHO.LAMBDA * sum(own.values())
         return {"loss": total, "loss_ce": loss.ce, "loss_kd": loss.kd, **own}, logits.ce[:n], labels
+
+    def step_loss(self, logits: DualHeadLogits, labels: Tensor, teacher: Tensor) -> DualHeadLoss:
+        """Both losses of a step; see the function of this name."""
+        return step_loss(self.cfg, logits, labels, teacher)
 
     @torch.no_grad()
     def heads(self, images: Tensor) -> DualHeadLogits:
@@ -115,7 +156,7 @@ def check_section(cfg: Any) -> None:
     """Raise UsageError for a value of TRAINER.DHO that cannot be meant."""
     dho = cfg.TRAINER.DHO
     check_choice("TRAINER.DHO.UNLABELED_POOL", dho.UNLABELED_POOL, POOLS)
-    check_choice("TRAINER.DHO.HEAD.KD", dho.HEAD.KD, HEAD_KINDS)
+    check_choice("TRAINER.DHO.HEAD.KD", dho.HEAD.KD, ("auto", *HEAD_KINDS))
     check_choice("TRAINER.DHO.HEAD.INIT", dho.HEAD.INIT, INITS)
     for key, fits, wanted in (
         ("LAMBDA", 0 <= dho.LAMBDA <= 1, "in [0, 1]"),
@@ -126,6 +167,12 @@ def check_section(cfg: Any) -> None:
     ):
         if not fits:
             raise UsageError(f"TRAINER.DHO.{key} must be {wanted}, got {dho[key]}")
+
+
+def check_unlabeled(trainer: Any, cfg: Any) -> None:
+    """Raise UsageError where a trainer that cannot do without unlabelled images is to do without."""
+    if not cfg.TRAINER.DHO.UNLABELED:
+        raise UsageError(f"{type(trainer).__name__} needs unlabelled images: leave out --labels-only (DHO.UNLABELED)")
 
 
 def distilled_paths(cfg: Any, labeled: Sequence[Any]) -> list[str]:
@@ -146,10 +193,18 @@ def build_teacher(
     return teacher.to(device)
 
 
-def build_kd_head(cfg: Any, width: int, classes: ClassList, embeddings: Tensor | None = None) -> ClassHead:
-    """The KD head on features of a width; Kaiming initialisation unless it gets class embeddings (C, width)."""
+def build_kd_head(
+    cfg: Any, width: int, classes: ClassList, embeddings: Tensor | None = None, *, clip: bool = True
+) -> ClassHead:
+    """The KD head on features of a width.
+
+    Args:
+        embeddings: (C, width) to start from, None for Kaiming initialisation.
+        clip: whether the features are CLIP's; HEAD.KD auto is then the cosine head of Eq. 10, else the linear one.
+    """
     dho = cfg.TRAINER.DHO
-    head = build_head(dho.HEAD.KD, width, len(classes.names), class_embeddings=embeddings, scale=1 / dho.ZETA)
+    kind = dho.HEAD.KD if dho.HEAD.KD != "auto" else ("cosine" if clip else "linear")
+    head = build_head(kind, width, len(classes.names), class_embeddings=embeddings, scale=1 / dho.ZETA)
     return ClassHead(head, classes)
 
 

@@ -1,0 +1,87 @@
+"""Compact and CLIP students trained as a whole: `CE`, the control, and `StudentDHO` (Tables 1, 2 and 4)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones import find_backbone, load_backbone
+from ..classes import ClassHead
+from ..errors import UsageError, check_choice
+from ..heads import HEAD_KINDS, build_head
+from ..registration import register_trainer
+from ..towers import VLM, ImageEncoder
+from ..vlm import find_vlm, load_vlm
+from .base import MethodTrainer
+from .dho import DHO
+
+
+def is_clip(name: str) -> bool:
+    """Whether a student's name is that of a CLIP model, and not of a classifier.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        find_vlm(name)
+    except UsageError as no_clip:
+        try:
+            find_backbone(name)
+        except UsageError as no_backbone:
+            raise UsageError(f"no student {name!r}. As a classifier: {no_backbone} As a CLIP: {no_clip}") from None
+        return False
+    return True
+
+
+@register_trainer
+class CE(MethodTrainer):
+    """Cross-entropy on the labelled images, every weight of the student trained."""
+
+    section = "STUDENT"
+    defaults: ClassVar = {"PREC": "amp", "HEAD": "linear"}
+    family = "Student"
+    config = "ep20"
+    trains_student = True
+
+    def check_cfg(self, cfg: Any) -> None:
+        super().check_cfg(cfg)
+        check_choice("TRAINER.STUDENT.HEAD", cfg.TRAINER.STUDENT.HEAD, HEAD_KINDS)
+
+    @staticmethod
+    def find_student(name: str) -> None:
+        """Raise UsageError for a student that cannot be had."""
+        is_clip(name)
+
+    def load_student(self) -> Any:
+        name = self.cfg.MODEL.BACKBONE.NAME
+        if is_clip(name):
+            return load_vlm(name)
+        with torch.random.fork_rng(devices=[]):  # the same random weights for every method of a seed
+            torch.manual_seed(self.view_seed)
+            return load_backbone(name, self.cfg.INPUT.SIZE[0])
+
+    def build_backbone(self) -> nn.Module:
+        if not isinstance(self.student, VLM):
+            return self.student
+        self.student.model.visual.requires_grad_(True)
+        return ImageEncoder(self.student)
+
+    def build_ce_head(self) -> nn.Module:
+        if isinstance(self.student, VLM) and self.cfg.TRAINER.STUDENT.HEAD == "linear":
+            return self.text_initialised_linear()
+        head = build_head(self.cfg.TRAINER.STUDENT.HEAD, self.student.width, len(self.classes.names))
+        return ClassHead(head, self.classes)
+
+    def learned(self) -> dict[str, nn.Module]:
+        tower = self.student.model.visual if isinstance(self.student, VLM) else self.student
+        return {"backbone": tower, "ce_head": self.ce_head}
+
+    def ce_logits(self, features: Tensor) -> Tensor:
+        return self.ce_head(features)
+
+
+@register_trainer
+class StudentDHO(DHO, CE):
+    """Two heads on the features of a student that is trained as a whole."""
