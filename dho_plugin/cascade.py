@@ -94,16 +94,21 @@ class BoostedVLM(nn.Module):
             UsageError: a prompt that becomes too long; "adapting_first" for a context that is not in front of the name.
         """
         own = self.boosting.ctx
+        self.check_order(embeddings, end, deep)
+        at, blocks = 1, [self.boosting.text_block(), *deep]
+        if self.text_order == "adapting_first":
+            at, blocks = 1 + sum(block.shape[1] for block in deep), [*blocks[1:], blocks[0]]
+        tokens = own.to(embeddings.dtype).expand(len(embeddings), -1, -1)
+        boosted = torch.cat([embeddings[:, :at], tokens, embeddings[:, at:]], dim=1)
+        return self.vlm.encode_text_embeddings(boosted, end + len(own), blocks)
+
+    def check_order(self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor]) -> None:
+        """Raise UsageError for prompts that the boosting tokens do not fit into; see encode_text_embeddings."""
+        own = self.boosting.ctx
         if embeddings.shape[1] + len(own) > self.vlm.context_length:
             raise UsageError(
                 f"prompt of {embeddings.shape[1]} tokens and {len(own)} boosting tokens, {self.vlm.name} reads at most "
                 f"{self.vlm.context_length}: use fewer context tokens (N_CTX)"
             )
-        at, blocks = 1, [self.boosting.text_block(), *deep]
-        if self.text_order == "adapting_first":
-            if not deep:
-                raise UsageError("TEXT_ORDER adapting_first needs a context in front of the class name")
-            at, blocks = 1 + sum(block.shape[1] for block in deep), [*blocks[1:], blocks[0]]
-        tokens = own.to(embeddings.dtype).expand(len(embeddings), -1, -1)
-        boosted = torch.cat([embeddings[:, :at], tokens, embeddings[:, at:]], dim=1)
-        return self.vlm.encode_text_embeddings(boosted, end + len(own), blocks)
+        if self.text_order == "adapting_first" and not deep:
+            raise UsageError("TEXT_ORDER adapting_first needs a context in front of the class name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import re
@@ -17,7 +18,7 @@ import torch
 from . import cli
 from ._version import __version__
 from .errors import UsageError
-from .saved import check_same_settings, flatten
+from .saved import check_same_settings, settings
 from .shifts import Row
 
 RESULT = "result.json"
@@ -51,6 +52,7 @@ class Cell(NamedTuple):
     seed: int
     folder: Path
     words: tuple[str, ...]
+    after: Path | None = None  # folder of the cell that it waits for
 
     def __str__(self) -> str:
         return f"{self.method.row}, seed {self.seed}"
@@ -91,7 +93,8 @@ def plan(
             folder = cell_folder(output, method.row, seed)
             own = [word.replace(AFTER, str(cell_folder(output, method.after, seed))) for word in method.options]
             words = (*flags, *method.flags, "--seed", str(seed), "--output-dir", str(folder), *options, *own)
-            cells.append(Cell(method, seed, folder, words))
+            after = cell_folder(output, method.after, seed) if method.after else None
+            cells.append(Cell(method, seed, folder, words, after))
     return cells
 
 
@@ -112,8 +115,18 @@ def finished(cell: Cell) -> Outcome | None:
     if not path.is_file():
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
-    check_same_settings(result["settings"], flatten(cfg), cell.folder)
+    check_same_settings(result["settings"], settings(cfg), cell.folder)
+    if result.get("after") != started_from(cell):
+        return None  # the trainer then says whether what it started from is still the same
     return Outcome(cell, result["accuracies"], fresh=False)
+
+
+def started_from(cell: Cell) -> str | None:
+    """What tells the result of the cell that this one waits for from that of another run; None for none."""
+    if cell.after is None or not (cell.after / RESULT).is_file():
+        return None
+    result = json.loads((cell.after / RESULT).read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps([result["settings"], result["accuracies"]]).encode()).hexdigest()
 
 
 def environment(cfg: Any) -> str:
@@ -149,7 +162,8 @@ def run_cell(cell: Cell, threads: int) -> Outcome:
         "accuracies": accuracies,
         "seconds": round(time.monotonic() - started, 1),
         "made_by": environment(cfg),
-        "settings": flatten(cfg),
+        "settings": settings(cfg),
+        "after": started_from(cell),
     }
     part = cell.folder / f"{RESULT}.part"
     part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

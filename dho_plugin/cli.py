@@ -160,7 +160,13 @@ def _merge_flags(cfg: Any, args: argparse.Namespace) -> None:
         "TRAINER.DHO.UNLABELED": False if args.labels_only else None,
     }.items():
         if value not in (None, ""):
-            cfg.merge_from_list([key, value])
+            *sections, name = key.split(".")
+            node = cfg
+            for section in sections:
+                node = node[section]
+            node[name] = value  # as it is: yacs would take a folder "2024" for a number
+    if args.labels and args.shots is None:
+        cfg.DATASET.NUM_SHOTS = -1  # whatever the dataset's file says
 
 
 def default_output(cfg: Any, args: argparse.Namespace) -> Path:
@@ -185,6 +191,9 @@ def run(cfg: Any, args: argparse.Namespace) -> Row:
     if getattr(kind, "teacher_key", "") and not args.eval_only:
         find_vlm(flatten(cfg)[kind.teacher_key])
     if getattr(kind, "stage_one", "") and not (args.eval_only or args.no_train or cfg.TRAINER.CASPL.BOOSTING):
+        # Built over any boosting prompts: what stage two cannot do is said before stage one learns.
+        build_trainer(cfg)
+        load_shifts(cfg, SHIFTS.get(cfg.DATASET.NAME, {}) if args.ood else {})
         cfg = after_stage_one(cfg, args, kind.stage_one)
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
@@ -209,17 +218,29 @@ def run(cfg: Any, args: argparse.Namespace) -> Row:
     return {**tested, **evaluate_shifts(trainer, shifts, Path(cfg.OUTPUT_DIR))}
 
 
+# Options that a command gives to stage two and not to the stage one that it runs before.
+STAGE_TWO_ALONE = (
+    "OPTIM.",
+    "TRAIN.COUNT_ITER",
+    "TEST.FINAL_MODEL",
+    "TRAINER.DHO.STEPS_PER_EPOCH",
+    "DATALOADER.TRAIN_X.",
+    "OUTPUT_DIR",
+    "RESUME",
+)
+
+
 def after_stage_one(cfg: Any, args: argparse.Namespace, trainer: str) -> Any:
     """Run stage one in <output>/stage_one, with a log of its own, and return the configuration that starts from it.
 
-    It takes its settings from its own file, and the flags and options of the command line except how long and how fast
-    stage two learns (OPTIM., TRAIN.). Run again, it goes on from its own checkpoints.
+    It takes its settings from its own file, and the flags and options of the command line except those that say how
+    stage two learns. Run again, it goes on from its own checkpoints.
     """
-    folder = Path(cfg.OUTPUT_DIR, "stage_one")
+    folder = Path(cfg.RESUME or cfg.OUTPUT_DIR, "stage_one")
     options = [
         word
         for pair in zip(args.opts[::2], args.opts[1::2], strict=True)
-        if not pair[0].startswith(("OPTIM.", "TRAIN.", "OUTPUT_DIR"))
+        if not pair[0].startswith(STAGE_TWO_ALONE)
         for word in pair
     ]
     changes = {"trainer": trainer, "config_file": "", "output_dir": str(folder), "resume": "", "ood": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,11 +65,13 @@ def list_file(wanted: str, folder: Path) -> Path:
     path = folder / "imagenet_subsets" / source.url.rpartition("/")[2]
     if not path.is_file():
         print(f"Fetching {source.url}")
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(source.url, str(path), hash_prefix=source.sha256, progress=False)
         except (URLError, RuntimeError, OSError) as error:
             raise UsageError(f"cannot fetch {source.url} ({error}): put that file at {path}") from error
+    if hashlib.sha256(path.read_bytes()).hexdigest() != source.sha256:
+        raise UsageError(f"{path} is not {source.url}: delete it")
     return path
 
 

@@ -86,6 +86,7 @@ def _protocol(cfg: Any) -> Iterator[tuple[str, str]]:
             yield "boosting prompts", cfg.TRAINER.CASPL.BOOSTING or "stage one runs first"
     yield "batch", f"{batch} + {unlabeled}" if distils and dho.UNLABELED else str(batch)
     counted = {"train_x": "labelled", "train_u": "unlabelled", "smaller_one": "fewer"}[cfg.TRAIN.COUNT_ITER]
+    counted = "training" if trainer == "CasPL" else counted
     yield (
         "steps",
         f"{optim.MAX_EPOCH} epochs of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 
 from .errors import UsageError
-from .host import load_checkpoint
+from .host import TRAINER_REGISTRY, cfg_default, load_checkpoint
 
 RECORD = "config.yaml"
 # Settings that may differ between a run and its continuation.
@@ -61,10 +62,25 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def settings(cfg: Any) -> dict[str, Any]:
+    """What a run is known by: its configuration on one level, a list of labelled images by its content."""
+    flat = flatten(cfg)
+    labels = flat.get("DATASET.LABELS", "")
+    if labels and Path(labels).is_file():
+        flat["DATASET.LABELS"] = f"{Path(labels).name} sha256:{hashlib.sha256(Path(labels).read_bytes()).hexdigest()}"
+    return flat
+
+
 def write_record(cfg: Any, folder: Path) -> None:
-    """Leave the resolved configuration in the output folder."""
+    """Leave the settings in the output folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(yaml.safe_dump(flatten(cfg)), encoding="utf-8")
+    (folder / RECORD).write_text(yaml.safe_dump(settings(cfg)), encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The settings that a run left in its output folder; empty if it left none."""
+    path = folder / RECORD
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def prepare_resume(cfg: Any, names: list[str]) -> None:
@@ -86,7 +102,7 @@ def prepare_resume(cfg: Any, names: list[str]) -> None:
             raise UsageError(f"nothing to resume in {folder}: expected {[f'{part.name}/checkpoint' for part in parts]}")
         return
     if (folder / RECORD).is_file():
-        check_same_settings(yaml.safe_load((folder / RECORD).read_text(encoding="utf-8")), flatten(cfg), folder)
+        check_same_settings(read_record(folder), settings(cfg), folder)
     last = [_epoch((part / "checkpoint").read_text(encoding="utf-8").strip()) for part in parts]
     if len(set(last)) > 1:  # killed between two writes
         common = set.intersection(*({_epoch(file.name) for file in part.glob("model.pth.tar-*")} for part in parts))
@@ -99,24 +115,31 @@ def prepare_resume(cfg: Any, names: list[str]) -> None:
 
 
 def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Compare two flattened configurations, apart from what is FREE to differ.
+    """Compare two runs' settings, apart from what is FREE to differ and from what other trainers are set to.
 
     Args:
-        before: that of the run in `folder`. now: that of the run at hand.
+        before: settings of the run in `folder`; a key that they lack, being newer, had its default. now: of this run.
 
     Raises:
         UsageError: they differ; it names the first keys.
     """
-    differing = [
-        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-        for key in sorted(before.keys() | now.keys())
-        if not key.startswith(FREE) and before.get(key) != now.get(key)
-    ]
+    defaults = flatten(cfg_default)
+    sections = {"DHO", "CASPL", "NAME", getattr(_trainer(now["TRAINER.NAME"]), "section", None)}
+    differing = []
+    for key, value in sorted(now.items()):
+        others = key.startswith("TRAINER.") and None not in sections and key.split(".")[1] not in sections
+        there = before.get(key, defaults.get(key))
+        if not key.startswith(FREE) and not others and there != value:
+            differing.append(f"{key}: {there!r} there, {value!r} now")
     if differing:
         raise UsageError(
             f"{folder} holds a run with other settings ({'; '.join(differing[:5])}"
             f"{'; ...' if len(differing) > 5 else ''}). Choose another --output-dir, or delete the folder"
         )
+
+
+def _trainer(name: str) -> Any:
+    return TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
 
 
 def _epoch(file: str) -> int:

@@ -50,8 +50,10 @@ def outcomes(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[Outcome
     """Cells finished earlier, then the others as they finish."""
     before = [finished(cell) for cell in cells]  # all, before the first is run: a mistake is said at once
     succeeded: dict[tuple[str, int], bool] = {}
-    waiting = [cell for cell, outcome in zip(cells, before, strict=True) if outcome is None]
-    for outcome in filter(None, before):
+    again = {cell.folder for cell, outcome in zip(cells, before, strict=True) if outcome is None}
+    before = [outcome for outcome in before if outcome is not None and outcome.cell.after not in again]
+    waiting = [cell for cell in cells if cell.folder not in {outcome.cell.folder for outcome in before}]
+    for outcome in before:
         succeeded[outcome.cell.method.row, outcome.cell.seed] = True
         yield outcome
     with ExitStack() as stack:

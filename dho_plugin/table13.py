@@ -66,7 +66,7 @@ def labels(args: argparse.Namespace, cfg: Any) -> tuple[tuple[str, ...], tuple[s
     if args.dataset == "imagenet" and args.shots is None:
         said = "LP and VPT rows have 1 % of the labels (the paper's Table 11; its Table 13 prints 1.25 % for VPT)"
         return words(labels="simclr-1"), words(shots=16), f"{said}, the others 16 a class."
-    shots = args.shots or cfg.DATASET.NUM_SHOTS
+    shots = cfg.DATASET.NUM_SHOTS if args.shots is None else args.shots
     many = f"{shots} labelled images a class" if shots > 0 else "all training images labelled"
     flags = words(shots=args.shots)
     return flags, flags, f"Every row has {many} (the paper: 1 % in LP and VPT rows, 16 a class in the others)."

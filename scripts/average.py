@@ -14,9 +14,10 @@ from statistics import harmonic_mean, mean, stdev
 
 def last_accuracy(log: Path) -> float:
     """The last accuracy that a log states, as CoOp's own parser takes it."""
+    log = max(log.parent.glob("log.txt*"))  # a run that went on has log.txt-DATE beside log.txt
     found = re.findall(r"\* accuracy: ([\d.]+)%", log.read_text(encoding="utf-8"))
     if not found:
-        sys.exit(f"error: {log} states no accuracy; was the run interrupted? Run the script again")
+        sys.exit(f"error: {log} states no accuracy; was the run interrupted? Delete {log.parent} and run it again")
     return float(found[-1])
 
 
@@ -39,6 +40,8 @@ def main(folders: list[str]) -> None:
         sys.exit(__doc__)
     runs = seeds(Path(folders[0]))
     if len(folders) == 2:
+        if [run.name for run in runs] != [run.name for run in seeds(Path(folders[1]))]:
+            sys.exit(f"error: {folders[0]} and {folders[1]} have different seeds")
         halves = [[last_accuracy(run / "log.txt") for run in seeds(Path(folder))] for folder in folders]
         rows = {"base": halves[0], "new": halves[1], "H": [harmonic_mean(pair) for pair in zip(*halves, strict=True)]}
     else:

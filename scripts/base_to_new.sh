@@ -20,13 +20,17 @@ for SEED in ${SEEDS:-1 2 3}; do
             DIR=${NEW}/seed${SEED} WHAT=(--eval-only --model-dir "${BASE}/seed${SEED}")
         fi
         if [ -f "${DIR}/finished" ]; then
+            if [ "$(cat "${DIR}/finished")" != "$*" ]; then
+                echo "error: ${DIR} was run with other options: $(cat "${DIR}/finished")" >&2
+                exit 2
+            fi
             echo "Results are in ${DIR}: not run again"
             continue
         fi
         python "${HERE}/train.py" --root "${DATA}" --trainer "${TRAINER}" --dataset "${DATASET}" --shots "${SHOTS}" \
             ${CFG:+--config-file "${HERE}/configs/trainers/${TRAINER}/${CFG}.yaml"} \
             --seed "${SEED}" --output-dir "${DIR}" ${WHAT[@]+"${WHAT[@]}"} DATASET.SUBSAMPLE_CLASSES "${HALF}" "$@"
-        touch "${DIR}/finished"
+        echo "$*" > "${DIR}/finished"
     done
 done
 python "${HERE}/scripts/average.py" "${BASE}" "${NEW}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 import reference
@@ -176,3 +177,56 @@ def test_artefact_keeps_its_own_sizes_whatever_the_options_say(workspace, tmp_pa
     runs.run(workspace, "CasPL", tmp_path / "one", options=options)
     trainer = runs.make(workspace, "CoOpCasPL", tmp_path / "two", options=f"TRAINER.CASPL.BOOSTING {tmp_path}/one")
     assert trainer.boosted.boosting.ctx.shape[0] == 1 and len(trainer.boosted.boosting.visual()) == 1
+
+
+def test_other_boosting_prompts_in_the_same_folder_are_refused(workspace, tmp_path):
+    runs.run(workspace, "CasPL", tmp_path / "one", options="OPTIM.LR 0.02")
+    first = f"TRAINER.CASPL.BOOSTING {runs.boosting(workspace)}"
+    row = runs.run(workspace, "CoOpCasPL", tmp_path / "two", options=first)
+    assert runs.run(workspace, "CoOpCasPL", tmp_path / "two", options=first) == row
+    with pytest.raises(UsageError, match="behind other boosting prompts"):
+        runs.run(workspace, "CoOpCasPL", tmp_path / "two", options=f"TRAINER.CASPL.BOOSTING {tmp_path}/one")
+
+
+def test_stage_one_must_be_finished_and_of_this_student(workspace, tmp_path):
+    folder = tmp_path / "one"
+    runs.run(workspace, "CasPL", folder, options="TRAIN.CHECKPOINT_FREQ 1")
+    other = runs.words(workspace, "CoOpCasPL", tmp_path / "b", options=f"TRAINER.CASPL.BOOSTING {folder}")
+    other[other.index("--backbone") + 1] = str(
+        shutil.copy(workspace / "student.safetensors", tmp_path / "s.safetensors")
+    )
+    with pytest.raises(UsageError, match="its student is"):
+        runs.build_trainer(cli.build_config(cli.parser().parse_args(other)))
+    (folder / "boosting" / "checkpoint").write_text("model.pth.tar-1\n")  # as after a kill
+    with pytest.raises(UsageError, match="its number of epochs is 1, and 2 is wanted"):
+        runs.make(workspace, "CoOpCasPL", tmp_path / "a", options=f"TRAINER.CASPL.BOOSTING {folder}")
+
+
+def test_an_evaluation_keeps_the_order_that_was_trained(workspace, tmp_path):
+    order = "TRAINER.CASPL.TEXT_ORDER adapting_first"
+    runs.run(workspace, "CoOpCasPL", tmp_path / "a", options=order)
+    again = runs.make(workspace, "CoOpCasPL", tmp_path / "b", f"--eval-only --model-dir {tmp_path}/a")
+    assert again.boosted.text_order == "boosting_first"
+    again.load_model(str(tmp_path / "a"))
+    assert again.boosted.text_order == "adapting_first"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("TRAINER.CASPL.TEXT_ORDER boosting_frist", "Did you mean 'boosting_first'"),
+        ("TRAINER.CASPL.TEXT_ORDER adapting_first TRAINER.COOP.CLASS_TOKEN_POSITION middle", "in front of the class"),
+    ],
+)
+def test_what_stage_two_cannot_do_is_said_before_stage_one(workspace, tmp_path, options, message, capsys):
+    words = runs.words(workspace, "CoOpCasPL", tmp_path / "out", options=options)
+    at = words.index("TRAINER.CASPL.BOOSTING")
+    args = cli.parser().parse_args([*words[:at], *words[at + 2 :]])
+    with pytest.raises(UsageError, match=message):
+        cli.run(cli.build_config(args), args)
+    assert "epoch [" not in capsys.readouterr().out
+
+
+def test_stage_two_has_no_labels_only(workspace, tmp_path):
+    with pytest.raises(UsageError, match="CoOpCasPL needs unlabelled images"):
+        runs.make(workspace, "CoOpCasPL", tmp_path, "--labels-only")

@@ -114,6 +114,10 @@ def test_a_method_and_its_dho_trainer_share_their_file():
         assert files == {CONFIGS / "trainers" / "CoOp" / f"{file}.yaml"}
 
 
+def test_a_folder_that_looks_like_a_number():
+    assert config("--trainer CoOp --dataset shapes --output-dir 2024").OUTPUT_DIR == "2024"
+
+
 def test_an_output_folder_among_the_options_is_kept():
     assert config("--trainer CoOp --dataset shapes OUTPUT_DIR somewhere").OUTPUT_DIR == "somewhere"
 

@@ -73,6 +73,25 @@ def test_a_list_that_does_not_fit_is_refused(workspace, tmp_path, text, message)
         runs.make(workspace, "CoOp", tmp_path / "a", f"--labels {tmp_path}/mine.txt --shots -1")
 
 
+def test_a_list_that_changed_is_another_run_and_wins_over_the_datasets_shots(workspace, tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text(lines())
+    runs.run(workspace, "CoOp", tmp_path / "a", f"--labels {file} --shots -1")
+    file.write_text(lines(2))
+    with pytest.raises(UsageError, match=r"DATASET.LABELS: 'mine.txt sha256"):
+        runs.run(workspace, "CoOp", tmp_path / "a", f"--labels {file} --shots -1")
+    args = runs.cli.parser().parse_args(f"--trainer CoOp --dataset shapes --labels {file}".split())
+    assert runs.cli.build_config(args).DATASET.NUM_SHOTS == -1
+
+
+def test_a_public_list_on_disk_is_checked_too(tmp_path, public):
+    folder = tmp_path / "imagenet_subsets"
+    folder.mkdir()
+    (folder / "1percent.txt").write_text("something else\n")
+    with pytest.raises(UsageError, match="delete it"):
+        list_file("simclr-1", tmp_path)
+
+
 def test_a_name_that_fits_two_images_is_refused(workspace, tmp_path):
     items = runs.make(workspace, "CoOp", tmp_path / "a").dm.dataset.test
     (tmp_path / "mine.txt").write_text(f"{Path(items[0].impath).name}\n")

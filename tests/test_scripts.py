@@ -43,6 +43,8 @@ def test_base_to_new_answers_for_new_classes_by_the_ce_pathway_alone(workspace, 
     assert (Path(str(folder).format("test_new")) / "log.txt").is_file()
     again = bash(tmp_path, *script, *options(workspace))
     assert again.count("not run again") == 2 and "epoch [" not in again
+    with pytest.raises(AssertionError, match="was run with other options"):
+        bash(tmp_path, *script, *options(workspace), "TRAINER.COOP.N_CTX", "4")
 
 
 def test_base_to_ood_trains_once_and_sums_up_every_shift(workspace, tmp_path):
@@ -70,5 +72,8 @@ def test_the_average_is_over_seeds_and_takes_the_last_accuracy(tmp_path):
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert out[0] == "base     55.0 ±7.1  (50.0, 60.0)"
     assert out[2] == "H        38.8 ±1.8  (37.5, 40.0)"
-    (tmp_path / "new" / "seed1" / "log.txt").write_text("interrupted\n")
+    (tmp_path / "new" / "seed1" / "log.txt-2026-11-21-12-00-00").write_text("* accuracy: 50.0%\n")  # it went on
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert out[1].startswith("new      40.0 ")
+    (tmp_path / "new" / "seed1" / "log.txt-2026-11-21-12-00-00").write_text("interrupted\n")
     assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 1

@@ -29,14 +29,14 @@ STAGES = (
 @pytest.fixture
 def trained(monkeypatch):
     """Trainings that do nothing, in this process: (trainer, seed) in their order; those in `broken` fail."""
-    trained = SimpleNamespace(done=[], broken={})
+    trained = SimpleNamespace(done=[], broken={}, offset=0.0)
 
     def train(cfg, args):
         trained.done.append((cfg.TRAINER.NAME, cfg.SEED))
         if trained.done[-1] in trained.broken:
             raise trained.broken[trained.done[-1]]
         print(f"training on {torch.get_num_threads()}")
-        return {"test": 50.0 + cfg.SEED, "V2": 40.0}
+        return {"test": 50.0 + cfg.SEED + trained.offset, "V2": 40.0}
 
     monkeypatch.setattr(cli, "run", train)
     monkeypatch.setattr(sweep, "worker", lambda: ThreadPoolExecutor(1))
@@ -193,6 +193,21 @@ def test_stage_two_runs_on_a_stage_one_of_earlier(trained, tmp_path):
     run(plan(STAGES[:1], [1], tmp_path, FLAGS))
     assert not run(plan(STAGES, [1], tmp_path, FLAGS), [1])[1]
     assert trained.done == [("CoOp", 1), ("LinearProbe", 1)]
+
+
+def test_stage_two_of_another_stage_one_is_not_finished(trained, tmp_path):
+    cells = plan(STAGES, [1], tmp_path, FLAGS)
+    run(cells)
+    run(cells)
+    assert trained.done == [("CoOp", 1), ("LinearProbe", 1)]
+    (cells[0].folder / RESULT).unlink()  # so that stage one runs again, and ends elsewhere
+    trained.offset = 7.0
+    run(cells)
+    assert trained.done[2:] == [("CoOp", 1), ("LinearProbe", 1)]
+    assert finished(cells[1]) is not None
+    result = json.loads((cells[0].folder / RESULT).read_text())
+    (cells[0].folder / RESULT).write_text(json.dumps({**result, "accuracies": {"test": 1.0}}))
+    assert finished(cells[1]) is None
 
 
 def die_or_answer(cell, threads):

@@ -377,6 +377,22 @@ def test_epochs_may_be_counted_by_the_unlabelled_images_for_every_row(workspace,
         assert len(runs.make(workspace, name, tmp_path, flags, options).train_loader_x) == 18 // 4
 
 
+def test_epochs_are_passes_over_the_labelled_images_where_no_unlabelled_batch_is(workspace, tmp_path, capsys):
+    options = "TRAINER.DHO.STEPS_PER_EPOCH 0 TRAIN.COUNT_ITER train_u"
+    trainer = runs.make(workspace, "LinearProbe", tmp_path, "--shots -1", options)
+    assert len(trainer.train_loader_x) == 24 // 4 and "make no batch" in capsys.readouterr().out
+
+
+def test_settings_of_other_trainers_and_newer_keys_do_not_part_two_runs(workspace, tmp_path):
+    runs.run(workspace, "CoOp", tmp_path)
+    record = tmp_path / "config.yaml"
+    lines = [line for line in record.read_text().splitlines() if "TRAINER.COOP.CSC" not in line]
+    record.write_text("\n".join([*lines, "TRAINER.LONG_GONE.KEY: 3", ""]))
+    runs.run(workspace, "CoOp", tmp_path, "", "TRAINER.PROMPTSRC.N_CTX_TEXT 2")
+    with pytest.raises(UsageError, match=r"TRAINER.COOP.CSC: False there, True now"):
+        runs.run(workspace, "CoOp", tmp_path, "", "TRAINER.COOP.CSC True")
+
+
 def test_a_checkpoint_of_coops_own_is_loaded(workspace, tmp_path):
     """It has token_prefix and token_suffix beside ctx, and no class list."""
     ctx = torch.randn(16, 64)

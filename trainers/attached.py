@@ -25,7 +25,7 @@ from ..host import TrainerX, build_lr_scheduler, build_optimizer
 from ..loaders import EpochLoader
 from ..pool import check_trainable
 from ..precision import Precision
-from ..saved import prepare_resume, read_checkpoint, write_record
+from ..saved import best_so_far, prepare_resume, read_checkpoint, write_record
 from ..teachers import ZeroShotTeacher
 from ..views import INTERPOLATIONS
 from ..vlm import load_vlm
@@ -137,6 +137,8 @@ class AttachedDHO(TrainerX):
         prepare_resume(self.cfg, self.get_model_names())
         len(self.train_loader_x)  # a missing teacher or image is said before anything else happens
         super().before_train()
+        best = best_so_far(self.cfg, self.get_model_names()) if self.start_epoch else None
+        self.best_result = self.best_result if best is None else best
         if self.start_epoch == 0 and self.cfg.TRAINER.DHO.HEAD.INIT != "kaiming":
             self._kd_start_from_texts()
         write_record(self.cfg, Path(self.cfg.OUTPUT_DIR))

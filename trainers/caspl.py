@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..cascade import TEXT_ORDERS, BoostedVLM, BoostingPrompts
@@ -14,12 +15,14 @@ from ..errors import UsageError, check_choice
 from ..losses import distillation_loss
 from ..prompts import PromptedClassifier, PromptLearner
 from ..registration import register_trainer
-from ..saved import read_checkpoint
+from ..saved import read_checkpoint, read_record
 from ..teachers import ZeroShotTeacher
 from ..towers import ImageEncoder
 from ..vlm import load_vlm
 from .base import MethodTrainer
-from .dho import WithoutLabels
+from .dho import WithoutLabels, check_unlabeled
+
+BOOSTING = "boosting"  # the checkpoint folder of the prompts
 
 
 @register_trainer
@@ -69,7 +72,7 @@ class CasPL(WithoutLabels):
         return PromptedClassifier(self.boosted, PromptLearner(self.vlm, self.classes, n_ctx=0))
 
     def learned(self) -> dict[str, nn.Module]:
-        return {"boosting": self.boosted.boosting}
+        return {BOOSTING: self.boosted.boosting}
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The loss, the logits and, for the accuracy that is shown, the senior's own answers instead of labels."""
@@ -88,30 +91,54 @@ class Cascade(MethodTrainer):
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
+        check_unlabeled(self, cfg)
         check_choice("TRAINER.CASPL.TEXT_ORDER", cfg.TRAINER.CASPL.TEXT_ORDER, TEXT_ORDERS)
 
     def build_backbone(self) -> Any:
-        self.boosted = BoostedVLM(self.vlm, self.boosting(), text_order=self.cfg.TRAINER.CASPL.TEXT_ORDER)
+        folder = self.boosting_from[0] if self.boosting_from else ""
+        order = read_record(Path(folder)).get("TRAINER.CASPL.TEXT_ORDER") if folder else None
+        self.boosted = BoostedVLM(self.vlm, self.boosting(), text_order=order or self.cfg.TRAINER.CASPL.TEXT_ORDER)
         backbone = super().build_backbone()
         backbone.vlm = self.boosted
         return backbone
 
     def build_ce_head(self) -> Any:
         head = super().build_ce_head()
+        self.boosted.check_order(*head.prompt_learner())
         head.vlm = self.boosted
         return head
 
     def boosting(self) -> BoostingPrompts:
         """Those of the checkpoint to evaluate, else of stage one; until either is known, any."""
-        folder, epoch = self.boosting_from or (self.cfg.TRAINER.CASPL.BOOSTING, None)
-        if folder:
-            prompts = BoostingPrompts.like(self.vlm, read_checkpoint(Path(folder), "boosting", epoch)["state_dict"])
+        if self.boosting_from:
+            state = read_checkpoint(Path(self.boosting_from[0]), BOOSTING, self.boosting_from[1])["state_dict"]
+        elif self.cfg.TRAINER.CASPL.BOOSTING:
+            state = self.stage_one_result(Path(self.cfg.TRAINER.CASPL.BOOSTING))
         else:
             prompts = BoostingPrompts(self.vlm, n_text=1, n_visual=1, ctx_init="", depth_text=1, depth_visual=1)
-        return prompts.requires_grad_(False)
+            return prompts.requires_grad_(False)
+        return BoostingPrompts.like(self.vlm, state).requires_grad_(False)
+
+    def stage_one_result(self, folder: Path) -> dict[str, Tensor]:
+        """What stage one left in its output folder.
+
+        Raises:
+            UsageError: it is not finished, or learned in another model.
+        """
+        record, checkpoint = read_record(folder), read_checkpoint(folder, BOOSTING, None)
+        for what, there, wanted in (
+            ("student", record.get("MODEL.BACKBONE.NAME"), self.cfg.MODEL.BACKBONE.NAME),
+            ("number of epochs", checkpoint["epoch"], record.get("OPTIM.MAX_EPOCH")),
+        ):
+            chosen = what != "student" and record.get("TEST.FINAL_MODEL") == "best_val"
+            if record and there != wanted and not chosen:
+                raise UsageError(
+                    f"stage one in {folder}: its {what} is {there}, and {wanted} is wanted; run it (again)"
+                )
+        return checkpoint["state_dict"]
 
     def frozen_parts(self) -> dict[str, nn.Module]:
-        return {"boosting": self.boosted.boosting}
+        return {BOOSTING: self.boosted.boosting}
 
     def before_train(self) -> None:
         if not self.cfg.TRAINER.CASPL.BOOSTING:
@@ -119,6 +146,13 @@ class Cascade(MethodTrainer):
                 "no boosting prompts: run --trainer CasPL on this dataset and give its output folder as "
                 "TRAINER.CASPL.BOOSTING (train.py does both stages by itself)"
             )
+        folder = Path(self.cfg.RESUME or self.cfg.OUTPUT_DIR)
+        if (folder / BOOSTING / "checkpoint").is_file():
+            there, here = read_checkpoint(folder, BOOSTING, None)["state_dict"], self.boosted.boosting.state_dict()
+            if there.keys() != here.keys() or any(not torch.equal(there[k], here[k].cpu()) for k in here):
+                raise UsageError(
+                    f"{folder} holds a run behind other boosting prompts: choose another --output-dir, or delete it"
+                )
         super().before_train()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:

@@ -80,9 +80,12 @@ class DataManager:
         counts = {"train_x": labeled_steps}
         if self.cfg.TRAIN.COUNT_ITER != "train_x":
             pool = unlabeled_paths(self.cfg, self.dataset.train_x, pool=self.cfg.TRAINER.DHO.UNLABELED_POOL)
-            counts["train_u"] = len(pool) // unlabeled_size
-            counts["smaller_one"] = min(counts.values())
-        return max(1, counts[self.cfg.TRAIN.COUNT_ITER])
+            if len(pool) < unlabeled_size:
+                print(f"{len(pool)} unlabelled images make no batch: an epoch is a pass over the labelled ones")
+            else:
+                counts["train_u"] = len(pool) // unlabeled_size
+                counts["smaller_one"] = min(counts.values())
+        return max(1, counts.get(self.cfg.TRAIN.COUNT_ITER, labeled_steps))
 
     def _source(self, paths: Sequence[str], sizes: Sizes, seed: int, *, stream: int) -> ViewSource:
         return ViewSource(
