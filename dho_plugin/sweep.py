@@ -48,11 +48,12 @@ def sweep(
 
 def outcomes(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[Outcome]:
     """Cells finished earlier, then the others as they finish."""
-    before = [finished(cell) for cell in cells]  # all, before the first is run: a mistake is said at once
-    succeeded: dict[tuple[str, int], bool] = {}
-    again = {cell.folder for cell, outcome in zip(cells, before, strict=True) if outcome is None}
-    before = [outcome for outcome in before if outcome is not None and outcome.cell.after not in again]
+    # All, before the first is run: a mistake is said at once.
+    found = [outcome for outcome in map(finished, cells) if outcome is not None]
+    through = {outcome.cell.folder for outcome in found}
+    before = [outcome for outcome in found if outcome.cell.after is None or outcome.cell.after in through]
     waiting = [cell for cell in cells if cell.folder not in {outcome.cell.folder for outcome in before}]
+    succeeded: dict[tuple[str, int], bool] = {}
     for outcome in before:
         succeeded[outcome.cell.method.row, outcome.cell.seed] = True
         yield outcome

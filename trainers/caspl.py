@@ -103,7 +103,7 @@ class Cascade(MethodTrainer):
         return backbone
 
     def build_ce_head(self) -> Any:
-        head = super().build_ce_head()
+        head: Any = super().build_ce_head()
         self.boosted.check_order(*head.prompt_learner())
         head.vlm = self.boosted
         return head
