@@ -10,6 +10,7 @@ from .errors import UsageError, did_you_mean
 COMMANDS = {
     "demo": "run the whole comparison on the built-in pictures and print its table",
     "table13": "train every row of the paper's Table 13 and print it beside the paper's numbers",
+    "costs": "measure what the second head costs at inference, and what merging tokens saves",
 }
 
 

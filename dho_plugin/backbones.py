@@ -123,7 +123,8 @@ def _torchvision(source: Source) -> tuple[nn.Module, ImageSpec]:
     last = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not last:
         raise UsageError(f"{source.architecture} does not end in a linear classifier: choose another")
-    network.set_submodule(last[-1], nn.Identity())
+    parent, _, name = last[-1].rpartition(".")
+    setattr(network.get_submodule(parent), name, nn.Identity())
     if source.weights == "dino":
         state = _fetch(source, lambda: torch.hub.load_state_dict_from_url(DINO, map_location="cpu", weights_only=True))
         _fit(network, state, DINO)

@@ -87,15 +87,19 @@ class VLM(nn.Module):
         if not prompts:
             return self.model.encode_image(images.to(self.dtype))
         self.check_visual_prompts(max(len(block) for block in prompts))
-        vit = self.model.visual
-        x = vit.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
-        start = vit.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        x = torch.cat([start, x], dim=1) + vit.positional_embedding.to(x.dtype)
+        vit, x = self.model.visual, self.patch_tokens(images)
         length = x.shape[1]
         first = [block[0].to(x.dtype).expand(len(x), -1, -1) for block in prompts]
         x = vit.ln_pre(torch.cat([x, *first], dim=1))
         x = _run_blocks(vit.transformer, x, [block[1:] for block in prompts], at=length)
         return vit.ln_post(x[:, 0]) @ vit.proj
+
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        """Normalised images -> (N, 1 + patches, image width): class token and patches of a ViT, before its layers."""
+        vit = self.model.visual
+        patches = vit.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
+        start = vit.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        return torch.cat([start, patches], dim=1) + vit.positional_embedding.to(patches.dtype)
 
     @property
     def image_token_width(self) -> int:
@@ -225,12 +229,16 @@ def _run_blocks(transformer: Any, x: Tensor, deep: Sequence[Tensor], *, at: int,
         deep: blocks (depth - 1, n, width) whose tokens stand one after the other from position `at` on.
     """
     for layer, block in enumerate(transformer.resblocks):
-        position = at
-        for rows in deep if layer else ():
-            n = rows.shape[1]
-            if layer <= len(rows):
-                own = rows[layer - 1].to(x.dtype).expand(len(x), -1, -1)
-                x = torch.cat([x[:, :position], own, x[:, position + n :]], dim=1)
-            position += n
-        x = block(x, attn_mask=mask)
+        x = block(prompts_of_layer(x, deep, layer, at), attn_mask=mask)
+    return x
+
+
+def prompts_of_layer(x: Tensor, deep: Sequence[Tensor], layer: int, at: int) -> Tensor:
+    """Put row layer - 1 of each block (depth - 1, n, width) in its place in x (N, L, width), from `at` on."""
+    for rows in deep:
+        n = rows.shape[1]
+        if 0 < layer <= len(rows):
+            own = rows[layer - 1].to(x.dtype).expand(len(x), -1, -1)
+            x = torch.cat([x[:, :at], own, x[:, at + n :]], dim=1)
+        at += n
     return x

@@ -269,6 +269,32 @@ def _wrap(model: Any, *, name: str, architecture: str | None, preprocess: dict[s
     return VLM(model, name=name, tokenizer=tokenizer, image=image)
 
 
+def architectures() -> tuple[str, ...]:
+    """The names that random_vlm takes: CoOp's, and those that open_clip builds of its own parts alone."""
+    return (*OPENAI_NAMES, *(name for name in open_clip.list_models() if _self_contained(name)))
+
+
+def random_vlm(architecture: str) -> VLM:
+    """A CLIP model of an architecture's true size with random weights, to measure what it costs; nothing is fetched.
+
+    Raises:
+        UsageError: an unknown architecture, or one with a tower or tokenizer of another library.
+    """
+    name = OPENAI_NAMES.get(architecture, architecture)
+    if architecture not in architectures():
+        raise UsageError(
+            f"no architecture {architecture!r} that can be built without a download: expected one of "
+            f"{[*OPENAI_NAMES]} or open_clip's.{did_you_mean(architecture, architectures())}"
+        )
+    return _wrap(open_clip.CLIP(**open_clip.get_model_config(name)), name=architecture, architecture=None)
+
+
+def _self_contained(architecture: str) -> bool:
+    config = open_clip.get_model_config(architecture)
+    foreign = any(key.startswith(("timm", "hf")) for key in (*config["vision_cfg"], *config["text_cfg"]))
+    return set(config) <= {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"} and not foreign
+
+
 def imagenet_templates() -> tuple[str, ...]:
     """CLIP's 80 prompt templates for ImageNet, with "{}" for the class name (from open_clip's metadata)."""
     return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)

@@ -134,3 +134,78 @@ def replaced(x: list[Tensor], deep: list[Tensor], at: int, layer: int) -> list[T
                 x[at + i] = rows[layer - 1][i]
         at += rows.shape[1]
     return x
+
+
+# Token merging (ToMe), token for token. A token is [vector, size, whether it may merge].
+
+
+def merged_image(
+    image: Tensor, prompts: list[Tensor], state: dict[str, Tensor], layers: int, heads: int, r: int
+) -> tuple[Tensor, list[list]]:
+    """The feature of one normalised image (3, H, W) and the tokens after the last layer, class token first."""
+    kernel, positions = state["visual.conv1.weight"], state["visual.positional_embedding"]
+    patch = kernel.shape[-1]
+    patches = []
+    for top in range(0, image.shape[1], patch):
+        for left in range(0, image.shape[2], patch):
+            square = image[:, top : top + patch, left : left + patch]
+            patches.append(torch.stack([(square * k).sum() for k in kernel]) + positions[1 + len(patches)])
+    own = [token for block in prompts for token in block[0]]
+    start = [state["visual.class_embedding"] + positions[0], *own]
+    vectors = [layer_norm(x[None], state, "visual.ln_pre")[0] for x in start + patches]
+    tokens = [[x, 1, i >= len(start)] for i, x in enumerate(vectors)]
+    for layer in range(layers):
+        vectors = replaced([x for x, _, _ in tokens], [block[1:] for block in prompts], 1, layer)
+        tokens = [[x, size, free] for x, (_, size, free) in zip(vectors, tokens, strict=True)]
+        tokens = merging_block(tokens, state, f"visual.transformer.resblocks.{layer}", heads, r)
+    return layer_norm(tokens[0][0][None], state, "visual.ln_post")[0] @ state["visual.proj"], tokens
+
+
+def merging_block(tokens: list[list], state: dict[str, Tensor], name: str, heads: int, r: int) -> list[list]:
+    """Attention in which a token of size s counts s times; merging; MLP."""
+    weight, bias = state[f"{name}.attn.in_proj_weight"], state[f"{name}.attn.in_proj_bias"]
+    qkv = [weight @ layer_norm(x[None], state, f"{name}.ln_1")[0] + bias for x, _, _ in tokens]
+    width = len(tokens[0][0])
+    d = width // heads
+    for i, token in enumerate(tokens):
+        outputs = []
+        for head in range(heads):
+            query = qkv[i][head * d : (head + 1) * d]
+            numerator, denominator = torch.zeros_like(query), 0.0
+            for other, (_, size, _) in zip(qkv, tokens, strict=True):
+                key = other[width + head * d : width + (head + 1) * d]
+                value = other[2 * width + head * d : 2 * width + (head + 1) * d]
+                times = size * torch.exp(query @ key / d**0.5)
+                numerator, denominator = numerator + times * value, denominator + times
+            outputs.append(numerator / denominator)
+        out = state[f"{name}.attn.out_proj.weight"] @ torch.cat(outputs) + state[f"{name}.attn.out_proj.bias"]
+        tokens[i] = [token[0] + out, token[1], token[2]]
+    keys = [sum(row[width + head * d : width + (head + 1) * d] for head in range(heads)) / heads for row in qkv]
+    tokens = merge_tokens(tokens, keys, r)
+    for token in tokens:
+        h = layer_norm(token[0][None], state, f"{name}.ln_2")[0]
+        h = state[f"{name}.mlp.c_fc.weight"] @ h + state[f"{name}.mlp.c_fc.bias"]
+        h = h / (1 + torch.exp(-1.702 * h))
+        token[0] = token[0] + state[f"{name}.mlp.c_proj.weight"] @ h + state[f"{name}.mlp.c_proj.bias"]
+    return tokens
+
+
+def merge_tokens(tokens: list[list], keys: list[Tensor], r: int) -> list[list]:
+    """Bipartite soft matching: every second free token looks for its most similar one among the others."""
+    free = [i for i, token in enumerate(tokens) if token[2]]
+    set_b, set_a = free[0::2], free[1::2]
+    edges = []
+    for a in set_a:
+        cosines = [(keys[a] @ keys[b] / (keys[a].norm() * keys[b].norm())).item() for b in set_b]
+        edges.append((max(cosines), a, set_b[cosines.index(max(cosines))]))
+    groups = {b: [b] for b in set_b}
+    gone = set()
+    for _, a, b in sorted(edges, reverse=True)[:r]:
+        groups[b].append(a)
+        gone.add(a)
+    merged = []
+    for b in set_b:
+        size = sum(tokens[i][1] for i in groups[b])
+        merged.append([sum(tokens[i][1] * tokens[i][0] for i in groups[b]) / size, size, True])
+    fixed = [token for token in tokens if not token[2]]
+    return [*fixed, *(tokens[a] for a in set_a if a not in gone), *merged]
