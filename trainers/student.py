@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..backbones import find_backbone, load_backbone
 from ..classes import ClassHead
@@ -77,9 +77,6 @@ class CE(MethodTrainer):
     def learned(self) -> dict[str, nn.Module]:
         tower = self.student.model.visual if isinstance(self.student, VLM) else self.student
         return {"backbone": tower, "ce_head": self.ce_head}
-
-    def ce_logits(self, features: Tensor) -> Tensor:
-        return self.ce_head(features)
 
 
 @register_trainer
