@@ -30,7 +30,7 @@ from .host import (
     setup_logger,
 )
 from .protocol import explain
-from .saved import flatten
+from .saved import assign, flatten
 from .shifts import Row, evaluate_shifts, load_shifts
 from .vlm import find_vlm
 
@@ -160,11 +160,7 @@ def _merge_flags(cfg: Any, args: argparse.Namespace) -> None:
         "TRAINER.DHO.UNLABELED": False if args.labels_only else None,
     }.items():
         if value not in (None, ""):
-            *sections, name = key.split(".")
-            node = cfg
-            for section in sections:
-                node = node[section]
-            node[name] = value  # as it is: yacs would take a folder "2024" for a number
+            assign(cfg, key, value)
     if args.labels and args.shots is None:
         cfg.DATASET.NUM_SHOTS = -1  # whatever the dataset's file says
 

@@ -62,6 +62,14 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def assign(cfg: Any, key: str, value: Any) -> None:
+    """Set a dotted key of an unfrozen configuration as it is; yacs would take a folder "2024" for a number."""
+    *sections, name = key.split(".")
+    for section in sections:
+        cfg = cfg[section]
+    cfg[name] = tuple(value) if isinstance(cfg[name], tuple) else value
+
+
 def settings(cfg: Any) -> dict[str, Any]:
     """What a run is known by: its configuration on one level, a list of labelled images by its content."""
     flat = flatten(cfg)

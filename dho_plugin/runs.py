@@ -1,0 +1,57 @@
+"""A finished run as a model: build its trainer from what it left in its output folder, and load its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+from .host import build_trainer, get_cfg_default
+from .saved import RECORD, assign, flatten, read_record
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is that of a run's output folder."""
+    return bool(name) and (Path(name).expanduser() / RECORD).is_file()
+
+
+def run_config(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Any:
+    """The frozen configuration of a run, as it left it.
+
+    The list of labelled images is left out: a trained model needs its classes only.
+
+    Args:
+        folder: the run's output folder. changes: values by dotted key that replace the run's own.
+
+    Raises:
+        UsageError: no run in that folder, or a run with keys that are unknown here.
+    """
+    folder = Path(folder).expanduser()
+    record = {**read_record(folder), "DATASET.LABELS": ""}
+    if not is_run(str(folder)):
+        raise UsageError(f"no run in {folder}: expected the output folder of a training run, with its {RECORD}")
+    cfg = get_cfg_default()
+    unknown = sorted(set(record) - set(flatten(cfg)))
+    if unknown:
+        raise UsageError(f"{folder / RECORD} has the key {unknown[0]!r}, which is unknown here: is a package missing?")
+    for key, value in {**record, **(changes or {})}.items():
+        assign(cfg, key, value)
+    cfg.freeze()
+    return cfg
+
+
+def load_run(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Any:
+    """The trainer of a finished run with its weights, ready to answer (`model_inference`, `test`).
+
+    Args:
+        folder: the run's output folder. changes: see run_config; other DATASET keys load the model for the classes of
+            another dataset, as far as it knows them.
+
+    Raises:
+        UsageError: as run_config; no checkpoint; classes that cannot be mapped.
+    """
+    trainer = build_trainer(run_config(folder, changes))
+    trainer.load_model(str(Path(folder).expanduser()))
+    trainer.set_model_mode("eval")
+    return trainer
