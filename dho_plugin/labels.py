@@ -1,4 +1,4 @@
-"""Labelled subsets that a list names: the public 1 % and 10 % of ImageNet, or a file of one's own."""
+"""Labelled subsets: SimCLR's lists of 1 % and 10 % of ImageNet, the DHO authors' draws, or a file of one's own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from urllib.error import URLError
 
 import torch
 
+from .balanced import balanced_draw
 from .errors import UsageError, did_you_mean
 from .host import Datum, build_dataset
 
@@ -24,7 +25,7 @@ class PublicList(NamedTuple):
 
 _COMMIT = "383d4143fd8cf7879ae10f1046a9baeb753ff438"
 _SIMCLR = f"https://raw.githubusercontent.com/google-research/simclr/{_COMMIT}/imagenet_subsets"
-# SimCLR's (arXiv 2002.05709): 12,811 and 128,116 images. The authors of DHO drew subsets of their own.
+# SimCLR's (arXiv 2002.05709): 12,811 and 128,116 images.
 LISTS = {
     "simclr-1": PublicList(
         f"{_SIMCLR}/1percent.txt", "71e82a48ba78252683ae334c4d019ebd5c6e855b9599c1389fbe83eb9549cf17"
@@ -33,19 +34,31 @@ LISTS = {
         f"{_SIMCLR}/10percent.txt", "6d09de11e7bdaf5b1f3b1f249b6183695f97310cdd20f0c03e7235b6b9392091"
     ),
 }
+# The DHO authors' own draws, in percent: 13,000 and 128,286 images. Results on these and on SimCLR's do not compare.
+DRAWS = {"authors-1": 1, "authors-10": 10}
+IMAGENET_IMAGES = 1_281_167
 
 
 def build_labeled_dataset(cfg: Any) -> Any:
-    """Build the dataset; where cfg.DATASET.LABELS names a list, only its images stay in train_x.
+    """Build the dataset; where cfg.DATASET.LABELS names a list or a draw, only its images stay in train_x.
 
     Raises:
-        UsageError: a list and a number of shots; no such list; a list that does not fit the dataset.
+        UsageError: a list and a number of shots; no such list; a list that does not fit the dataset; a draw and a part
+            of the classes.
     """
     wanted = cfg.DATASET.LABELS
     if wanted and cfg.DATASET.NUM_SHOTS > 0:
         raise UsageError(f"labels by list ({wanted}) and {cfg.DATASET.NUM_SHOTS} shots a class: choose one")
+    if wanted in DRAWS and cfg.DATASET.SUBSAMPLE_CLASSES != "all":
+        raise UsageError(f"{wanted} is drawn over all classes: leave DATASET.SUBSAMPLE_CLASSES at all")
     dataset = build_dataset(cfg)
-    if wanted:
+    if wanted in DRAWS:
+        everything = dataset.train_x
+        dataset._train_x = drawn(everything, DRAWS[wanted])
+        print(f"{wanted}: {len(dataset.train_x):,} of {len(everything):,} training images are labelled")
+        if cfg.DATASET.NAME == "ImageNet" and len(everything) != IMAGENET_IMAGES:
+            print(f"ImageNet has {IMAGENET_IMAGES:,} training images: with others this is not the authors' subset")
+    elif wanted:
         folder = Path(getattr(dataset, "dataset_dir", cfg.DATASET.ROOT))
         dataset._train_x = listed(dataset.train_x, list_file(wanted, folder))
     return dataset
@@ -60,7 +73,8 @@ def list_file(wanted: str, folder: Path) -> Path:
     if wanted not in LISTS:
         if Path(wanted).is_file():
             return Path(wanted)
-        raise UsageError(f"no list {wanted!r}: expected a file or one of {list(LISTS)}.{did_you_mean(wanted, LISTS)}")
+        known = [*LISTS, *DRAWS]
+        raise UsageError(f"no list {wanted!r}: expected a file or one of {known}.{did_you_mean(wanted, known)}")
     source = LISTS[wanted]
     path = folder / "imagenet_subsets" / source.url.rpartition("/")[2]
     if not path.is_file():
@@ -73,6 +87,16 @@ def list_file(wanted: str, folder: Path) -> Path:
     if hashlib.sha256(path.read_bytes()).hexdigest() != source.sha256:
         raise UsageError(f"{path} is not {source.url}: delete it")
     return path
+
+
+def drawn(items: Sequence[Datum], percent: float) -> list[Datum]:
+    """The items that the DHO authors' sampler labels (balanced.balanced_draw), in the items' order."""
+    by_class: dict[int, list[Datum]] = defaultdict(list)
+    for item in sorted(items, key=lambda item: (item.label, Path(item.impath).name)):
+        by_class[item.label].append(item)
+    positions = balanced_draw([len(group) for group in by_class.values()], percent)
+    chosen = {group[i].impath for group, taken in zip(by_class.values(), positions, strict=True) for i in taken}
+    return [item for item in items if item.impath in chosen]
 
 
 def listed(items: Sequence[Datum], file: Path) -> list[Datum]:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import runs
 import tiny
 
 from dho_plugin import labels
+from dho_plugin.balanced import balanced_draw, class_quotas
 from dho_plugin.errors import UsageError
-from dho_plugin.labels import PublicList, list_file, listed
+from dho_plugin.labels import PublicList, drawn, list_file, listed
 
 
 def lines(count: int = 1) -> str:
@@ -104,3 +107,62 @@ def test_a_list_and_shots_are_a_contradiction_and_a_misspelt_list_is_named(works
         runs.make(workspace, "CoOp", tmp_path, "--labels simclr-1 --shots 2")
     with pytest.raises(UsageError, match=r"Did you mean 'simclr-10'|Did you mean 'simclr-1'"):
         runs.make(workspace, "CoOp", tmp_path, "--labels simclr_1 --shots -1")
+
+
+def reference_quotas(sizes: list[int], percent: float) -> list[int]:
+    """The authors' rule, class by class."""
+    n, c, p = sum(sizes), len(sizes), percent / 100.0
+    shares = [max(min(n / c * p - 1.0, size), 1.0) for size in sizes]
+    while True:
+        total, quotas = 0.0, []
+        for share, size in zip(shares, sizes, strict=True):
+            total += share
+            rounded = math.ceil(share) if total - total // 1 > 0.5 else math.floor(share)
+            quotas.append(min(rounded, size))
+        if sum(quotas) >= n * p:
+            return quotas
+        shares = [min(share + 1 / c, size) for share, size in zip(shares, sizes, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "percent"),
+    [([1300] * 7 + [732, 900, 1000], 1), ([30, 7, 12, 1, 55, 20], 10), ([4] * 6, 1), ([9, 2, 9, 9], 60), ([3, 5], 100)],
+)
+def test_the_authors_draw_against_a_slow_one(sizes, percent):
+    quotas = reference_quotas(sizes, percent)
+    assert class_quotas(sizes, percent).tolist() == quotas
+    generator = np.random.RandomState(13)
+    taken = [generator.choice(size, quota, replace=False).tolist() for size, quota in zip(sizes, quotas, strict=True)]
+    assert balanced_draw(sizes, percent) == taken
+
+
+def test_the_authors_counts_on_imagenet():
+    sizes = [1300] * 895 + [1120] * 104 + [732 + 457]  # only their number and sum matter: no class is near its limit
+    sizes[-1] += labels.IMAGENET_IMAGES - sum(sizes)
+    assert sum(sizes) == 1_281_167
+    one, ten = class_quotas(sizes, 1), class_quotas(sizes, 10)
+    assert (one.sum(), set(one.tolist())) == (13_000, {13})
+    assert (ten.sum(), set(ten.tolist())) == (128_286, {128, 129})
+
+
+def test_the_authors_draw_does_not_depend_on_the_order_of_the_listing(workspace, tmp_path, capsys):
+    trainer = runs.make(workspace, "LinearProbeDHO", tmp_path / "a", "--labels authors-1 --shots -1")
+    labeled = trainer.dm.dataset.train_x
+    assert [item.label for item in labeled] == list(range(6)) and len(trainer.unlabeled_paths()) == 18
+    out = capsys.readouterr().out
+    assert "authors-1: 6 of 24 training images are labelled" in out and "not the authors' subset" in out
+    everything = runs.make(workspace, "CoOp", tmp_path / "b", "--shots -1").dm.dataset.train_x
+    positions = balanced_draw([4] * 6, 1)
+    assert [Path(item.impath).name for item in labeled] == [
+        f"{wnid}_{taken[0]}.JPEG" for wnid, taken in zip(tiny.WNIDS, positions, strict=True)
+    ]
+    again = drawn(everything[::-1], 1)
+    assert [item.impath for item in again][::-1] == [item.impath for item in labeled]
+
+
+def test_the_authors_draw_is_over_all_classes(workspace, tmp_path):
+    options = "--labels authors-10 --shots -1"
+    with pytest.raises(UsageError, match="authors-10 is drawn over all classes"):
+        runs.make(workspace, "CoOp", tmp_path, options, "DATASET.SUBSAMPLE_CLASSES base")
+    with pytest.raises(UsageError, match="Did you mean 'authors-10'"):
+        runs.make(workspace, "CoOp", tmp_path, "--labels author-10 --shots -1")
