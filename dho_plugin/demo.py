@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .cells import Method, plan
-from .datasets.shapes import demo_root
+from .datasets.drawn import demo_root
 from .datasets.shapes_tree import build_shapes_tree
 from .report import differences_table, markdown, results_table, write_json
 from .sweep import check_request, default_jobs, report_failures, sweep

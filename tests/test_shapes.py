@@ -10,6 +10,7 @@ from PIL import Image
 
 from dho_plugin.classes import class_list
 from dho_plugin.datasets import SHIFTS, shapes_tree
+from dho_plugin.datasets.drawn import STAMP
 from dho_plugin.datasets.shapes_render import CLASS_IDS, CLASS_NAMES, DOMAINS, render
 from dho_plugin.datasets.shapes_tree import build_shapes_tree
 from dho_plugin.errors import UsageError
@@ -71,7 +72,7 @@ def test_train_and_test_share_no_picture(root):
 
 
 def test_a_second_build_does_nothing_and_two_at_once_are_safe(root, tmp_path, monkeypatch):
-    stamp = root / "shapes" / shapes_tree.STAMP
+    stamp = root / "shapes" / STAMP
     before = stamp.stat().st_mtime_ns
     build_shapes_tree(root)
     assert stamp.stat().st_mtime_ns == before

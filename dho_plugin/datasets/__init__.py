@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .digits import Digits, DigitsClean, DigitsConfused, DigitsNoisy
+from .folder import Folder
 from .imagenet import ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
 from .shapes import Shapes, ShapesA, ShapesR, ShapesSketch, ShapesV2
 
@@ -13,6 +15,11 @@ SHIFTS: dict[str, dict[str, str]] = {
 
 __all__ = [
     "SHIFTS",
+    "Digits",
+    "DigitsClean",
+    "DigitsConfused",
+    "DigitsNoisy",
+    "Folder",
     "ImageNet",
     "ImageNetA",
     "ImageNetR",
