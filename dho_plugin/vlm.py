@@ -295,6 +295,52 @@ def _self_contained(architecture: str) -> bool:
     return set(config) <= {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"} and not foreign
 
 
+def vision_config(visual: Any) -> dict[str, Any] | None:
+    """What build_vision needs to build an image tower of the same shape; None for other towers than CLIP's own two."""
+    if isinstance(visual, open_clip.transformer.VisionTransformer):
+        block, width = visual.transformer.resblocks[0], visual.conv1.out_channels
+        if not isinstance(block, open_clip.transformer.ResidualAttentionBlock):
+            return None
+        vision = {
+            "layers": len(visual.transformer.resblocks),
+            "width": width,
+            "head_width": width // block.attn.num_heads,
+            "mlp_ratio": block.mlp.c_fc.out_features / width,
+            "patch_size": visual.patch_size[0],
+            "image_size": visual.image_size[0],
+        }
+        quick_gelu = isinstance(block.mlp.gelu, open_clip.transformer.QuickGELU)
+    elif isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
+        width, stages = visual.conv3.out_channels, (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
+        vision = {
+            "layers": [len(stage) for stage in stages],
+            "width": width,
+            "head_width": width * 32 // visual.attnpool.num_heads,
+            "image_size": visual.image_size,
+        }
+        quick_gelu = False
+    else:
+        return None
+    config = {"embed_dim": visual.output_dim, "vision_cfg": vision, "quick_gelu": quick_gelu}
+    with torch.device("meta"):
+        again = build_vision(config)
+    return config if _make(again) == _make(visual) else None
+
+
+def _make(visual: Any) -> tuple[Any, ...]:
+    """Layers, shapes and switches of an image tower; a layer norm for half precision is the same in single."""
+    shapes = {key: value.shape for key, value in visual.state_dict().items()}
+    switches = {key: value for key, value in vars(visual).items() if isinstance(value, str | bool | int | tuple)}
+    switches.pop("training", None)
+    return str(visual).replace("LayerNormFp32", "LayerNorm"), shapes, switches
+
+
+def build_vision(config: dict[str, Any]) -> Any:
+    """An image tower with random weights from what vision_config says."""
+    text = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
+    return open_clip.CLIP(text_cfg=text, **config).visual
+
+
 def imagenet_templates() -> tuple[str, ...]:
     """CLIP's 80 prompt templates for ImageNet, with "{}" for the class name (from open_clip's metadata)."""
     return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
