@@ -33,8 +33,9 @@ class Method(NamedTuple):
         row: its label. flags: words of its train.py command line. options: KEY VALUE pairs, which stand behind them.
         control: the row that it is compared with. seeded: False where nothing depends on the seed; such a row is run
             once and entered for every seed.
-        after: a row above whose run of the same seed must be finished first; "{after}" in the options stands for the
-            output folder of that run.
+        after: a row above whose run of the same seed must be finished first; "{after}" in flags and options stands for
+            the output folder of that run.
+        same_for: what else changes nothing in this row, in a table that has it: "shots", "block" (see by_shots.Block).
     """
 
     row: str
@@ -43,19 +44,22 @@ class Method(NamedTuple):
     control: str = ""
     seeded: bool = True
     after: str = ""
+    same_for: tuple[str, ...] = ()
 
 
 class Cell(NamedTuple):
-    """A row at one seed, with its output folder and the whole of its train.py command line."""
+    """A row at one seed, with its output folder and the whole of its train.py command line; group: what it is called
+    after beside row and seed."""
 
     method: Method
     seed: int
     folder: Path
     words: tuple[str, ...]
     after: Path | None = None  # folder of the cell that it waits for
+    group: str = ""
 
     def __str__(self) -> str:
-        return f"{self.method.row}, seed {self.seed}"
+        return f"{f'{self.group}, ' if self.group else ''}{self.method.row}, seed {self.seed}"
 
 
 class Outcome(NamedTuple):
@@ -68,8 +72,13 @@ class Outcome(NamedTuple):
 
 
 def cell_folder(output: str | Path, row: str, seed: int) -> Path:
-    """The label in letters that need no quotes, below the table's output folder."""
-    return Path(output) / re.sub(r"[^\w.-]+", "_", row).strip("_") / f"seed{seed}"
+    """A row's folder at a seed, below the table's output folder."""
+    return Path(output) / folder_name(row) / f"seed{seed}"
+
+
+def folder_name(label: str) -> str:
+    """A label in letters that need no quotes."""
+    return re.sub(r"[^\w.-]+", "_", label).strip("_")
 
 
 def plan(
@@ -78,23 +87,28 @@ def plan(
     output: str | Path,
     flags: Sequence[str] = (),
     options: Sequence[str] = (),
+    *,
+    group: str = "",
+    above: Sequence[Cell] = (),
 ) -> list[Cell]:
     """All cells, row by row.
 
     Args:
         methods: the rows. seeds: each row is run with each. output: where their folders stand.
         flags, options: shared by all rows; a row's own win over them.
+        group: what the cells are called after. above: cells planned before that a row may start from too.
     """
     cells: list[Cell] = []
     for method in methods:
-        if method.after and method.after not in {cell.method.row for cell in cells}:
-            raise ValueError(f"{method.row!r} waits for {method.after!r}, which does not stand above it")
+        folders = {(cell.method.row, cell.seed): cell.folder for cell in (*above, *cells)}
         for seed in seeds if method.seeded else seeds[:1]:
+            after = folders.get((method.after, seed))
+            if method.after and after is None:
+                raise ValueError(f"{method.row!r} waits for {method.after!r}, which does not stand above it")
+            own, last = ([w.replace(AFTER, str(after)) for w in part] for part in (method.flags, method.options))
             folder = cell_folder(output, method.row, seed)
-            own = [word.replace(AFTER, str(cell_folder(output, method.after, seed))) for word in method.options]
-            words = (*flags, *method.flags, "--seed", str(seed), "--output-dir", str(folder), *options, *own)
-            after = cell_folder(output, method.after, seed) if method.after else None
-            cells.append(Cell(method, seed, folder, words, after))
+            words = (*flags, *own, "--seed", str(seed), "--output-dir", str(folder), *options, *last)
+            cells.append(Cell(method, seed, folder, words, after, group))
     return cells
 
 

@@ -39,6 +39,14 @@ class Difference(NamedTuple):
         return abs(self.mean) > 2 * self.standard_error
 
 
+class Tally(NamedTuple):
+    """Numbers of differences: clearly above zero, not clear either way, clearly below."""
+
+    wins: int
+    ties: int
+    losses: int
+
+
 class Paper(NamedTuple):
     """Published numbers to stand beside ours: one for each of our columns, under the paper's names; None for none."""
 
@@ -72,11 +80,40 @@ def accuracies(records: Iterable[Record], row: str, column: str) -> dict[int, fl
 
 def paired_difference(records: Sequence[Record], row: str, control: str, column: str) -> Difference:
     """Row minus control over the seeds that both have; the spread between seeds cancels."""
-    one, other = accuracies(records, row, column), accuracies(records, control, column)
-    differences = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+    return difference_over_columns(records, row, {column: control})
+
+
+def difference_over_columns(records: Sequence[Record], row: str, controls: Mapping[str, str]) -> Difference:
+    """Mean over columns of row minus control, paired over the seeds that have all of it.
+
+    The columns of a seed are averaged before its error is estimated, since they share what the seed decides.
+
+    Args:
+        controls: the row to compare with in each column.
+    """
+    pairs = [(accuracies(records, row, column), accuracies(records, controls[column], column)) for column in controls]
+    shared = set.intersection(*(set(accuracy) for pair in pairs for accuracy in pair)) if pairs else set()
+    differences = [mean(one[seed] - other[seed] for one, other in pairs) for seed in sorted(shared)]
     if len(differences) < 2:
         return Difference(mean(differences) if differences else math.nan, math.nan)
     return Difference(mean(differences), stdev(differences) / math.sqrt(len(differences)))
+
+
+def tally(records: Sequence[Record], pairs: Sequence[tuple[str, str]], columns: Sequence[str]) -> Tally:
+    """How often a row is clearly above its control, neither, or clearly below it; missing cells are not counted."""
+    differences = [paired_difference(records, *pair, column) for pair in pairs for column in columns]
+    known = [difference for difference in differences if not math.isnan(difference.mean)]
+    wins = sum(difference.clear and difference.mean > 0 for difference in known)
+    losses = sum(difference.clear and difference.mean < 0 for difference in known)
+    return Tally(wins, len(known) - wins - losses, losses)
+
+
+def points(difference: Difference) -> str:
+    """A difference in words: "+1.3 ±0.2*", the star where it is clear; "missing" where there is none."""
+    if math.isnan(difference.mean):
+        return "missing"
+    error = "" if math.isnan(difference.standard_error) else f" ±{difference.standard_error:.1f}"
+    return f"{difference.mean:+.1f}{error}{'*' if difference.clear else ''}"
 
 
 def chance_of_a_star(seeds: int) -> float:
@@ -114,7 +151,7 @@ def differences_table(
         for position, column in enumerate(columns):
             printed = paper.difference(row, control, position)
             beside = "" if printed is None else f" ({printed:+.1f})"
-            cells.append(_points(paired_difference(records, row, control, column)) + beside)
+            cells.append(points(paired_difference(records, row, control, column)) + beside)
         lines.append((f"{row} minus {control}", *cells))
     return Table(("paired difference, points ± its standard error", *columns), tuple(lines))
 
@@ -156,7 +193,7 @@ def not_beaten(records: Sequence[Record], pairs: Sequence[tuple[str, str]], colu
         for column in columns:
             difference = paired_difference(records, row, control, column)
             if not (difference.clear and difference.mean > 0):
-                said.append(f"{column} {_points(difference)}{' (clearly below)' if difference.clear else ''}")
+                said.append(f"{column} {points(difference)}{' (clearly below)' if difference.clear else ''}")
         if said:
             lines.append(f"{row} v {control}: {', '.join(said)}")
     return lines
@@ -194,13 +231,6 @@ def comma_separated(table: Table) -> str:
 def write_json(records: Sequence[Record], path: str | Path) -> None:
     """One object for each cell and seed: row, column, seed, accuracy."""
     Path(path).write_text(json.dumps([record._asdict() for record in records], indent=1) + "\n", encoding="utf-8")
-
-
-def _points(difference: Difference) -> str:
-    if math.isnan(difference.mean):
-        return "missing"
-    error = "" if math.isnan(difference.standard_error) else f" ±{difference.standard_error:.1f}"
-    return f"{difference.mean:+.1f}{error}{'*' if difference.clear else ''}"
 
 
 def _number(value: float | None) -> str:

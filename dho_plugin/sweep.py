@@ -19,31 +19,56 @@ from .report import Record
 def sweep(
     cells: Sequence[Cell], seeds: Sequence[int], *, jobs: int, threads: int = 0
 ) -> tuple[list[Record], list[Outcome]]:
-    """Run what is not finished and print a line for each cell.
+    """Run what is not finished, and enter it in one table whose columns are the test sets.
 
     Args:
-        cells: see cells.plan. seeds: those that a row without seed is entered for. jobs: runs at a time.
-        threads: of torch in each run; 0 for an equal share of the processors.
+        cells, jobs, threads: see `finish`. seeds: those that a row without seed is entered for.
 
     Returns:
         One record for each column, row and seed; and the cells that failed, none of which stopped another.
 
     Raises:
+        UsageError: as `finish`.
+    """
+    all_of_them = finish(cells, jobs=jobs, threads=threads)
+    records = [
+        Record(cell.method.row, column, seed, values[column])
+        for cell, values in ((outcome.cell, outcome.accuracies) for outcome in all_of_them)
+        for seed in entered(cell, seeds)
+        for column in values
+    ]
+    return records, [outcome for outcome in all_of_them if outcome.error]
+
+
+def entered(cell: Cell, seeds: Sequence[int]) -> Sequence[int]:
+    """The seeds that the result of a cell counts for."""
+    return (cell.seed,) if cell.method.seeded else seeds
+
+
+def finish(cells: Sequence[Cell], *, jobs: int, threads: int = 0) -> list[Outcome]:
+    """Run what is not finished and print a line for each cell.
+
+    Args:
+        cells: see cells.plan. jobs: runs at a time.
+        threads: of torch in each run; 0 for an equal share of the processors.
+
+    Returns:
+        One outcome a cell, in the order in which they were through; none that failed stopped another.
+
+    Raises:
         UsageError: before anything is run, if a cell cannot be configured or its folder holds other settings.
     """
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)
-    records: list[Record] = []
-    failed: list[Outcome] = []
+    through: list[Outcome] = []
     started = time.monotonic()
-    for done, outcome in enumerate(outcomes(cells, jobs, threads), start=1):
-        cell, values = outcome.cell, outcome.accuracies
-        shown = "failed" if outcome.error else "  ".join(f"{column} {value:.1f}" for column, value in values.items())
+    for outcome in outcomes(cells, jobs, threads):
+        through.append(outcome)
+        values = "  ".join(f"{column} {value:.1f}" for column, value in outcome.accuracies.items())
+        shown = "failed" if outcome.error else values
         again = "" if outcome.fresh else "  (finished before)"
-        print(f"[{done}/{len(cells)}] {time.monotonic() - started:4.0f} s  {cell}: {shown}{again}", flush=True)
-        entered = (cell.seed,) if cell.method.seeded else seeds
-        records += [Record(cell.method.row, column, seed, values[column]) for seed in entered for column in values]
-        failed += [outcome] if outcome.error else []
-    return records, failed
+        took = time.monotonic() - started
+        print(f"[{len(through)}/{len(cells)}] {took:4.0f} s  {outcome.cell}: {shown}{again}", flush=True)
+    return through
 
 
 def outcomes(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[Outcome]:
@@ -53,9 +78,9 @@ def outcomes(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[Outcome
     through = {outcome.cell.folder for outcome in found}
     before = [outcome for outcome in found if outcome.cell.after is None or outcome.cell.after in through]
     waiting = [cell for cell in cells if cell.folder not in {outcome.cell.folder for outcome in before}]
-    succeeded: dict[tuple[str, int], bool] = {}
+    succeeded: dict[Path, bool] = {}
     for outcome in before:
-        succeeded[outcome.cell.method.row, outcome.cell.seed] = True
+        succeeded[outcome.cell.folder] = True
         yield outcome
     with ExitStack() as stack:
         idle = [stack.enter_context(worker()) for _ in range(min(jobs, len(waiting)))]
@@ -63,10 +88,10 @@ def outcomes(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[Outcome
         while waiting or running:
             for cell in tuple(waiting):
                 # True, False, or None while the one that it waits for is not through
-                ready = not cell.method.after or succeeded.get((cell.method.after, cell.seed))
+                ready = cell.after is None or succeeded.get(cell.after)
                 if ready is False:
                     waiting.remove(cell)
-                    succeeded[cell.method.row, cell.seed] = False
+                    succeeded[cell.folder] = False
                     yield Outcome(cell, {}, f"not run, since {cell.method.after!r} failed")
                 elif ready and idle:
                     waiting.remove(cell)
@@ -77,7 +102,7 @@ def outcomes(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[Outcome
                 died = isinstance(future.exception(), BrokenExecutor)
                 outcome = Outcome(cell, {}, "its process died (out of memory?)") if died else future.result()
                 idle.append(stack.enter_context(worker()) if died else process)
-                succeeded[cell.method.row, cell.seed] = not outcome.error
+                succeeded[cell.folder] = not outcome.error
                 yield outcome
 
 

@@ -3,62 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import io
 import shlex
-from collections.abc import Iterable, Sequence
-from contextlib import redirect_stdout
-from itertools import takewhile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from . import report, table13_rows
 from .cells import Cell, Method, configure, finished, made_by, plan
 from .datasets import SHIFTS
 from .errors import UsageError
-from .labels import build_labeled_dataset
-from .pool import check_trainable
 from .report import Paper, Record, Table
-from .shifts import load_shifts
-from .sweep import check_request, default_jobs, report_failures, sweep
+from .sweep import check_request, report_failures, sweep
+from .tables import (
+    check_data,
+    check_options,
+    chosen,
+    command_lines,
+    leading_numbers,
+    short_of,
+    star,
+    table_parser,
+    words,
+    write,
+)
 from .vlm import find_vlm, load_vlm
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; seeds become numbers, and options that stand right behind them join the others."""
-    p = argparse.ArgumentParser(
-        prog="python -m dho_plugin table13",
-        description=__doc__,
-        epilog="KEY VALUE options at the end are handed to every training: OPTIM.MAX_EPOCH 1",
-    )
-    p.add_argument("--dataset", default="shapes", help="name of a file in configs/datasets")
-    p.add_argument("--root", default="", help="folder that holds the datasets")
-    p.add_argument("--seeds", nargs="+", default=["1", "2", "3"])
+    p = table_parser("table13", __doc__)
     p.add_argument("--shots", type=int, help="labelled images a class for every row; -1 for all")
-    p.add_argument("--backbone", default="", help="student model or file")
     p.add_argument("--teacher", default="", help="teacher model or file, of CasPL's stage one too")
-    p.add_argument("--rows", action="append", default=[], metavar="TEXT", help="only rows with TEXT in their label")
-    p.add_argument("--jobs", type=int, default=default_jobs(cuda=torch.cuda.is_available()), help="runs at a time")
-    p.add_argument("--output-dir", default="", help="default output/table13/DATASET; what is finished there is kept")
-    p.add_argument("--json", default="", metavar="FILE", help="write one record for each row, column and seed")
-    p.add_argument("--table", default="", metavar="FILE", help="write the document that is printed")
-    p.add_argument("--dry-run", action="store_true", help="print the command line of every run, train nothing")
-    p.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     args = p.parse_args(argv)
-    # argparse gives --seeds every word up to the next flag.
-    seeds = list(takewhile(lambda word: word.lstrip("-").isdigit(), args.seeds))
-    args.seeds, args.opts = [int(word) for word in seeds], [*args.seeds[len(seeds) :], *args.opts]
+    args.seeds, rest = leading_numbers(args.seeds)
+    args.opts = [*rest, *args.opts]
     args.output_dir = args.output_dir or f"output/table13/{args.dataset}"
-    for key in sorted(set(table13_rows.TAKEN).intersection(args.opts[::2])):
-        raise UsageError(f"{key} is what the rows of this table differ in, or what a flag gives to all: see --help")
+    check_options(args.opts, table13_rows.TAKEN)
     check_request(args.seeds, args.jobs, {"--json": args.json, "--table": args.table})
     return args
-
-
-def words(**flags: object) -> tuple[str, ...]:
-    """Words of a command line for the flags that have a value."""
-    return tuple(word for flag, value in flags.items() if value not in (None, "") for word in (f"--{flag}", str(value)))
 
 
 def labels(args: argparse.Namespace, cfg: Any) -> tuple[tuple[str, ...], tuple[str, ...], str]:
@@ -82,25 +64,6 @@ def vit_layers(name: str) -> int:
     return len(vlm.model.visual.transformer.resblocks)
 
 
-def chosen(methods: Sequence[Method], texts: Sequence[str]) -> list[Method]:
-    """The rows with one of the texts in their label, and the rows that these start from; all for no text."""
-    wanted = {m.row for m in methods if not texts or any(text.casefold() in m.row.casefold() for text in texts)}
-    if not wanted:
-        raise UsageError(f"--rows {' '.join(texts)}: in none of {[method.row for method in methods]}")
-    wanted |= {method.after for method in methods if method.row in wanted}
-    return [method for method in methods if method.row in wanted]
-
-
-def check_data(cells: Iterable[Cell]) -> None:
-    """Build each training set once, and the shifts: what is missing is said, fetched or drawn before the first run."""
-    configurations = [configure(cell)[0] for cell in cells]
-    with redirect_stdout(io.StringIO()):
-        for cfg in {str(cfg.DATASET): cfg for cfg in configurations}.values():
-            check_trainable(build_labeled_dataset(cfg), final_model=cfg.TEST.FINAL_MODEL)
-        for cfg in configurations[:1]:
-            load_shifts(cfg, SHIFTS.get(cfg.DATASET.NAME, {}))
-
-
 class Sheet(NamedTuple):
     """The finished table: what was measured, and how it is laid out."""
 
@@ -117,40 +80,23 @@ class Sheet(NamedTuple):
         """Markdown: what was run, both tables, and where DHO did not win."""
         pairs = table13_rows.comparisons(self.methods)
         dho = [(row, rival) for row, rival in pairs if table13_rows.is_dho(row)]
+        marked = star(self.records)
         paragraphs = [
             *preface,
             report.markdown(self.results()),
             "± is the sample deviation over seeds; zero-shot rows have no seed.",
             report.markdown(report.differences_table(self.records, pairs, self.columns, self.paper)),
-            f"± is the standard error of the paired difference, the paper's own is in parentheses. {self.star()}",
+            f"± is the standard error of the paired difference, the paper's own is in parentheses. {marked}",
+            *short_of(self.records, dho, self.columns),
         ]
-        short = report.not_beaten(self.records, dho, self.columns)
-        if short:
-            said = "DHO rows that are not above what they are compared with by more than two standard errors:"
-            paragraphs += [said, "\n".join(f"* {line}" for line in short)]
-        elif dho:
-            paragraphs += ["Every DHO row is above all that it is compared with by more than two standard errors."]
         return "\n\n".join(paragraphs)
-
-    def star(self) -> str:
-        """What `*` means with this many seeds."""
-        seeds = len({record.seed for record in self.records})
-        if seeds < 2:
-            return "One seed has no standard error, so that no difference is marked."
-        chance = 100 * report.chance_of_a_star(seeds)
-        return f"`*` marks more than two of them; over {seeds} seeds noise alone earns it in {chance:.0f} % of cases."
 
     def write(self, folder: Path, document: str) -> None:
         """Leave table13.md, .tex, .csv and .json in the folder."""
         rows = [(method.row, method.control) for method in self.methods]
         details = report.details_table(self.records, rows, self.columns, self.paper)
-        folder.mkdir(parents=True, exist_ok=True)
-        for ending, text in {
-            "md": f"{document}\n",
-            "tex": f"{report.latex(self.results())}\n",
-            "csv": report.comma_separated(details),
-        }.items():
-            (folder / f"table13.{ending}").write_text(text, encoding="utf-8")
+        texts = {"md": f"{document}\n", "tex": f"{report.latex(self.results())}\n"}
+        write(folder, "table13", {**texts, "csv": report.comma_separated(details)})
         report.write_json(self.records, folder / "table13.json")
 
 
@@ -199,8 +145,7 @@ def main(argv: Sequence[str]) -> int:
     job = settle(args)
     unfinished = [cell for cell in job.cells if finished(cell) is None]
     if args.dry_run:
-        commands = [shlex.join(["python", "train.py", *cell.words]) for cell in job.cells]
-        print("\n".join([*(f"# {note}" for note in job.notes), *commands]))
+        print(command_lines(job.cells, job.notes))
         return 0
     for note in job.notes:
         print(note)
