@@ -10,6 +10,11 @@ from .errors import UsageError, did_you_mean
 COMMANDS = {
     "demo": "run the whole comparison on the built-in pictures and print its table",
     "table13": "train every row of the paper's Table 13 and print it beside the paper's numbers",
+    "students": "train DHO and its rivals on a compact student by shots, the paper's Table 1",
+    "ablations": "vary how DHO's heads start, are built and are interpolated (Table 5, Figure 8, Tables 14 and 15)",
+    "teacher-check": "look at a teacher on the labelled images: its errors, its confidence, and what to set",
+    "export": "write a finished run as one model: ONNX, torch.export, safetensors, each checked against the run",
+    "predict": "classify images with an exported model",
     "costs": "measure what the second head costs at inference, and what merging tokens saves",
 }
 
@@ -19,14 +24,14 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python -m dho_plugin COMMAND [options]\n")
         for name, purpose in COMMANDS.items():
-            print(f"  {name:12} {purpose}")
+            print(f"  {name:13} {purpose}")
         return 0 if argv else 2
     try:
         if argv[0] not in COMMANDS:
             raise UsageError(
                 f"unknown command {argv[0]!r}: expected one of {list(COMMANDS)}.{did_you_mean(argv[0], COMMANDS)}"
             )
-        return importlib.import_module(f".{argv[0]}", __package__).main(argv[1:])
+        return importlib.import_module(f".{argv[0].replace('-', '_')}", __package__).main(argv[1:])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import random
 import sys
@@ -17,7 +18,8 @@ from . import trainers  # noqa: F401 - registers trainers, datasets and configur
 from .classes import class_list
 from .config import CONFIGS, PRESETS, config_file, merge_file, merge_options
 from .datasets import SHIFTS
-from .datasets.shapes import demo_root
+from .datasets.drawn import demo_root
+from .datasets.own_files import TABLE
 from .errors import UsageError, did_you_mean
 from .host import (
     DATASET_REGISTRY,
@@ -43,14 +45,18 @@ def parser() -> argparse.ArgumentParser:
     )
     short = p.add_argument_group("short forms")
     short.add_argument("--dataset", default="", help="dataset by the name of its file in configs/datasets")
+    short.add_argument("--data", default="", help="images of one's own: DIR with labeled/CLASS, or a CSV file")
     short.add_argument("--preset", default="paper", choices=PRESETS, help="the paper's settings or its public scripts'")
     short.add_argument("--explain", action="store_true", help="say what the run would do, and do nothing")
-    short.add_argument("--labels", default="", help="a list instead of --shots: simclr-1, simclr-10 or a file")
+    short.add_argument(
+        "--labels", default="", help="instead of --shots: simclr-1, simclr-10, authors-1, authors-10 or a file"
+    )
     short.add_argument("--shots", type=int, help="labelled images a class (DATASET.NUM_SHOTS); -1 for all")
     short.add_argument(
         "--teacher", default="", help="teacher (TRAINER.DHO.TEACHER.NAME) or CasPL's senior, model or file"
     )
     short.add_argument("--labels-only", action="store_true", help="distil on labelled images alone")
+    short.add_argument("--tome", type=int, help="tokens that a CLIP ViT merges in each layer at evaluation")
     short.add_argument("--ood", action="store_true", help="evaluate the dataset's distribution shifts afterwards")
     coop = p.add_argument_group("CoOp's flags")
     coop.add_argument("--root", default="", help="folder that holds the datasets")
@@ -85,11 +91,10 @@ def build_config(args: argparse.Namespace) -> Any:
             f"unknown trainer {args.trainer!r}: expected one of {known}.{did_you_mean(args.trainer, known)}"
         )
     cfg = get_cfg_default()
-    if not (args.dataset or args.dataset_config_file):
-        raise UsageError("no dataset: give --dataset NAME or --dataset-config-file FILE")
+    _check_data_flags(args)
     if args.preset != PRESETS[0]:  # the first is what the defaults say
         merge_file(cfg, config_file("presets", args.preset))
-    merge_file(cfg, args.dataset_config_file or config_file("datasets", args.dataset))
+    merge_file(cfg, args.dataset_config_file or config_file("datasets", dataset_name(args)))
     merge_file(cfg, trainer_file(args))
     _merge_flags(cfg, args)
     merge_options(cfg, args.opts)
@@ -99,14 +104,37 @@ def build_config(args: argparse.Namespace) -> Any:
             f"unknown dataset {cfg.DATASET.NAME!r}: expected one of {names}.{did_you_mean(cfg.DATASET.NAME, names)}"
         )
     if not cfg.DATASET.ROOT:
-        if not cfg.DATASET.NAME.startswith("Shapes"):
+        if not getattr(DATASET_REGISTRY.get(cfg.DATASET.NAME), "draws_itself", False):
             raise UsageError(f"no --root: give the folder that holds {cfg.DATASET.NAME}'s own folder")
         cfg.DATASET.ROOT = demo_root()
+    content = getattr(DATASET_REGISTRY.get(cfg.DATASET.NAME), "content", None)
+    if content:  # of images that may have changed since the last run
+        cfg.DATASET.CONTENT = content(cfg)
     if not args.output_dir and "OUTPUT_DIR" not in args.opts[::2]:
         cfg.OUTPUT_DIR = str(default_output(cfg, args))
     cfg.freeze()
     _check_wishes(cfg, args)
     return cfg
+
+
+def _check_data_flags(args: argparse.Namespace) -> None:
+    others = [flag for flag in ("dataset", "dataset_config_file", "root") if getattr(args, flag)]
+    if args.data and others:
+        names = ", ".join(f"--{flag.replace('_', '-')}" for flag in others)
+        raise UsageError(f"--data says it all: leave out {names}")
+    if not (args.data or args.dataset or args.dataset_config_file):
+        raise UsageError("no dataset: give --dataset NAME, --data DIR or --dataset-config-file FILE")
+
+
+def dataset_name(args: argparse.Namespace) -> str:
+    """The dataset by the name of its yaml file."""
+    return "folder" if args.data else args.dataset or Path(args.dataset_config_file).stem
+
+
+def own_data(args: argparse.Namespace) -> tuple[Path, str]:
+    """What --data names: the folder, absolute, and the table in it if that was given (else an empty string)."""
+    path = Path(args.data).expanduser().absolute()
+    return (path.parent, path.name) if path.suffix.lower() == ".csv" else (path, "")
 
 
 def _check_wishes(cfg: Any, args: argparse.Namespace) -> None:
@@ -135,17 +163,21 @@ def trainer_file(args: argparse.Namespace) -> Path:
         # CoOp's scripts look in a folder of the trainer's name.
         theirs = [given.parent.with_name(folder) / given.name for folder in shared]
         return next((path for path in theirs if path.is_file()), given)
-    dataset = args.dataset or Path(args.dataset_config_file).stem
+    dataset = dataset_name(args)
     own = [CONFIGS / "trainers" / folder / f"{dataset.partition('_')[0]}.yaml" for folder in shared]
     default = getattr(kind, "config", "default")
+    if dataset == "folder":
+        default = getattr(kind, "folder_config", "") or default
     return next((path for path in own if path.is_file()), None) or config_file("trainers", f"{method}/{default}")
 
 
 def _merge_flags(cfg: Any, args: argparse.Namespace) -> None:
     cfg.TRAINER.NAME = args.trainer
     cfg.SEED = args.seed
+    folder, table = own_data(args) if args.data else (args.root, "")
     for key, value in {
-        "DATASET.ROOT": args.root,
+        "DATASET.ROOT": str(folder),
+        "DATASET.CSV": table,
         "OUTPUT_DIR": args.output_dir,
         "RESUME": args.resume,
         "DATASET.SOURCE_DOMAINS": args.source_domains,
@@ -155,6 +187,7 @@ def _merge_flags(cfg: Any, args: argparse.Namespace) -> None:
         "MODEL.HEAD.NAME": args.head,
         "DATASET.NUM_SHOTS": args.shots,
         "DATASET.LABELS": args.labels,
+        "MODEL.TOKEN_MERGING": args.tome,
         "TRAINER.DHO.TEACHER.NAME": args.teacher,
         "TRAINER.CASPL.SENIOR": args.teacher,
         "TRAINER.DHO.UNLABELED": False if args.labels_only else None,
@@ -166,8 +199,14 @@ def _merge_flags(cfg: Any, args: argparse.Namespace) -> None:
 
 
 def default_output(cfg: Any, args: argparse.Namespace) -> Path:
-    """CoOp's layout: output/DATASET/TRAINER/CFG_Kshots/nctx.../seedS; "evaluation" comes first for --eval-only."""
-    dataset = args.dataset or Path(args.dataset_config_file).stem
+    """CoOp's layout: output/DATASET/TRAINER/CFG_Kshots/nctx.../seedS; "evaluation" comes first for --eval-only.
+
+    DATASET is the name of one's own folder, followed by that of the table where that is not labels.csv.
+    """
+    dataset = dataset_name(args)
+    if args.data:
+        where, table = own_data(args)
+        dataset = where.resolve().name + (f"_{Path(table).stem}" if table not in ("", TABLE) else "")
     folder = Path("output", "evaluation") if args.eval_only else Path("output")
     shots = f"{cfg.DATASET.NUM_SHOTS}shots" if cfg.DATASET.NUM_SHOTS > 0 else Path(cfg.DATASET.LABELS).stem or "all"
     folder = folder / dataset / cfg.TRAINER.NAME / f"{trainer_file(args).stem}_{shots}"
@@ -185,7 +224,7 @@ def run(cfg: Any, args: argparse.Namespace) -> Row:
     kind = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     getattr(kind, "find_student", find_vlm)(cfg.MODEL.BACKBONE.NAME)
     if getattr(kind, "teacher_key", "") and not args.eval_only:
-        find_vlm(flatten(cfg)[kind.teacher_key])
+        getattr(kind, "find_teacher", find_vlm)(flatten(cfg)[kind.teacher_key])
     if getattr(kind, "stage_one", "") and not (args.eval_only or args.no_train or cfg.TRAINER.CASPL.BOOSTING):
         # Built over any boosting prompts: what stage two cannot do is said before stage one learns.
         build_trainer(cfg)
@@ -211,7 +250,9 @@ def run(cfg: Any, args: argparse.Namespace) -> Row:
         trainer.train()
         accuracy = trainer.last_accuracy
     tested = {} if math.isnan(accuracy) else {"test": accuracy}  # nothing under TEST.NO_TEST
-    return {**tested, **evaluate_shifts(trainer, shifts, Path(cfg.OUTPUT_DIR))}
+    row = {**tested, **evaluate_shifts(trainer, shifts, Path(cfg.OUTPUT_DIR))}
+    oracle = getattr(getattr(trainer, "interpolation", None), "source", "") == "oracle"
+    return {f"{column} (oracle)": value for column, value in row.items()} if oracle else row
 
 
 # Options that a command gives to stage two and not to the stage one that it runs before.
@@ -244,7 +285,11 @@ def after_stage_one(cfg: Any, args: argparse.Namespace, trainer: str) -> Any:
     print(f"Stage one, {trainer}: boosting prompts in {folder}")
     with redirect_stdout(sys.stdout):  # the log below is stage one's alone
         setup_logger(str(folder))
-        run(build_config(first), first)
+        log: Any = sys.stdout
+        try:
+            run(build_config(first), first)
+        finally:
+            log.console = io.StringIO()  # Dassl's logger closes its console, which is ours, when nothing refers to it
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TRAINER.CASPL.BOOSTING = str(folder)

@@ -40,8 +40,9 @@ def extend_defaults(section: str, values: dict[str, Any], cfg: CN = cfg_default)
 # What every trainer shares; a method's own keys stand in its file.
 SHARED: dict[str, dict[str, Any]] = {
     # all, base or new: CoOp's base-to-new split of the classes
-    # a list of the labelled images instead of NUM_SHOTS: "simclr-1", "simclr-10" (ImageNet), or a file
+    # a list of the labelled images instead of NUM_SHOTS: simclr-1, simclr-10, authors-1, authors-10 (ImageNet), a file
     "DATASET": {"SUBSAMPLE_CLASSES": "all", "LABELS": ""},
+    "MODEL": {"TOKEN_MERGING": 0},  # tokens that a CLIP ViT merges in each layer when it evaluates (ToMe)
     "TRAINER.DHO": {
         "LAMBDA": 0.5,  # weight of the supervised loss
         "ZETA": 0.01,  # softmax temperature of the teacher and of the cosine KD head
@@ -49,6 +50,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "KD_T2": True,  # multiply the distillation loss by ETA^2
         "ALPHA": 0.5,  # inference: weight of the CE head
         "BETA": 1.0,  # inference: temperature of the KD head
+        "CHOOSE": "fixed",  # or val: search ALPHA and BETA on validation images; oracle: on the test images, and say so
         "UNLABELED": True,  # distil on unlabelled images too
         "UNLABELED_POOL": "complement",  # or "union": labelled images as well (Algorithm 1, line 7)
         # Steps of an epoch for this trainer and its control alike; 0: one pass over the set of TRAIN.COUNT_ITER
@@ -62,8 +64,10 @@ SHARED: dict[str, dict[str, Any]] = {
         "LR": 0.0,  # learning rate of the KD head and of a linear CE head; 0: OPTIM.LR
     },
     "TRAINER.DHO.TEACHER": {
-        "NAME": "ViT-L/14@336px",  # anything that dho_plugin.vlm.load_vlm takes
-        # empty: the dataset's single prompt; ["imagenet"]: CLIP's 80; or prompts with "{}" for the class name
+        # anything that dho_plugin.vlm.load_vlm takes, or the output folder of a run
+        "NAME": "ViT-L/14@336px",
+        "OTHER_LABELS": False,  # whether a run as teacher may have learned from other labelled images than the student
+        # empty: the dataset's single prompt; or prompts with "{}" and sets by name: imagenet (CLIP's 80), tip-adapter
         "TEMPLATES": (),
     },
 }

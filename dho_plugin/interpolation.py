@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .heads import DualHeadLogits
 
 ALPHA_GRID = tuple(round(0.05 * i, 2) for i in range(21))
 BETA_GRID = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)
+
+
+SOURCES = ("fixed", "val", "oracle")
+"""Who chose alpha and beta: the configuration, a search on validation images, or one on the test images."""
 
 
 class AlphaBeta(NamedTuple):
@@ -19,6 +23,29 @@ class AlphaBeta(NamedTuple):
     alpha: float
     beta: float
     accuracy: float
+
+
+class Interpolation(nn.Module):
+    """Alpha and beta as a part of a model, so that a checkpoint carries them.
+
+    Attributes:
+        alpha, beta: see interpolate. source: one of SOURCES.
+    """
+
+    def __init__(self, alpha: float, beta: float, source: str = SOURCES[0]) -> None:
+        super().__init__()
+        self.alpha, self.beta, self.source = alpha, beta, source
+
+    def forward(self, logits: DualHeadLogits) -> Tensor:
+        """Class probabilities (N, C), Eq. 11."""
+        return interpolate(logits, alpha=self.alpha, beta=self.beta)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.alpha, self.beta, SOURCES.index(self.source)], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.alpha, self.beta, source = state.tolist()
+        self.source = SOURCES[int(source)]
 
 
 def interpolate(logits: DualHeadLogits, *, alpha: float, beta: float) -> Tensor:

@@ -63,15 +63,34 @@ def check_trainable(dataset: Any, *, final_model: str) -> None:
         dataset: a Dassl dataset. final_model: TEST.FINAL_MODEL.
 
     Raises:
-        UsageError: training or, for "best_val", validation images are test images.
+        UsageError: training or, for "best_val", validation images are test images; or it has no validation images,
+            where Dassl would take the test images instead.
     """
-    test = {_path(item) for item in dataset.test}
+    test = {_path(item) for item in dataset.test or []}
     if test.intersection(_path(item) for item in dataset.train_x):
         raise UsageError("this dataset is for testing only, its training images are its test images: use --eval-only")
-    if final_model == "best_val" and test.intersection(_path(item) for item in dataset.val or []):
+    if final_model == "best_val" and not dataset.val:
+        raise UsageError("TEST.FINAL_MODEL best_val: this dataset has no validation images; use last_step")
+    if final_model == "best_val" and test.intersection(_path(item) for item in dataset.val):
         raise UsageError(
             "TEST.FINAL_MODEL best_val would choose the epoch on test images, since this dataset returns its test set "
             "as validation set: use last_step"
+        )
+
+
+def check_validation(dataset: Any, purpose: str) -> None:
+    """Refuse to choose anything on validation images that are not there, or that are test images.
+
+    Args:
+        dataset: a Dassl dataset. purpose: the setting that asks for them.
+    """
+    if not dataset.val:
+        raise UsageError(f"{purpose}: this dataset has no validation images; take fixed values")
+    test = {_path(item) for item in dataset.test}
+    if test.intersection(_path(item) for item in dataset.val):
+        raise UsageError(
+            f"{purpose}: this dataset returns its test set as validation set, and nothing may be chosen on test "
+            "images; take fixed values"
         )
 
 

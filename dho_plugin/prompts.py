@@ -183,20 +183,3 @@ class VisualPrompts(nn.Module):
     def forward(self) -> Tensor:
         """The prompts (depth, n, image width)."""
         return self.prompts
-
-
-class PromptedImageEncoder(nn.Module):
-    """The frozen image tower with learned visual prompts.
-
-    Args:
-        vlm: the frozen CLIP model. visual: a module whose call gives the prompts (depth, n, image width).
-    """
-
-    def __init__(self, vlm: Encoders, visual: nn.Module) -> None:
-        super().__init__()
-        self.vlm = vlm
-        self.visual = visual
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) -> features (N, width), float32."""
-        return self.vlm.encode_image(images, [self.visual()]).float()

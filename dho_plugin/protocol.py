@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from .host import TRAINER_REGISTRY
+from .runs import is_run
 from .saved import flatten
 
 
@@ -29,7 +31,7 @@ CHOICES = (
     Choice("alpha and beta, few-shot", "fixed", "searched on the test images every epoch", ours="fixed"),
     Choice("test view", "centre crop", "random crop and flip (a slip)", ours="centre crop"),
     Choice("warm-up and cosine", "one after the other", "both at once", ours="one after the other"),
-    Choice("1 % of ImageNet", "not said", "13 a class, drawn by seed 13", "DATASET.LABELS"),
+    Choice("1 % of ImageNet", "not said", "13 a class, drawn by seed 13 (authors-1)", "DATASET.LABELS"),
     Choice("CasPL's text prompts", "boosting, then adapting", "adapting, then boosting", "TRAINER.CASPL.TEXT_ORDER"),
 )
 
@@ -59,7 +61,13 @@ def _matters(key: str, cfg: Any) -> bool:
     """Whether a setting says anything about this trainer."""
     if key.startswith("TRAINER.CASPL."):
         return "CasPL" in cfg.TRAINER.NAME
-    return key != "OUTPUT_DIR" and (cfg.TRAINER.NAME.endswith("DHO") or not key.startswith("TRAINER.DHO."))
+    return key != "OUTPUT_DIR" and (_distils(cfg) or not key.startswith("TRAINER.DHO."))
+
+
+def _distils(cfg: Any) -> bool:
+    """Whether the trainer learns from a teacher by TRAINER.DHO; those that `attach` makes are known by their name."""
+    key = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "teacher_key", "")
+    return key == "TRAINER.DHO.TEACHER.NAME" or cfg.TRAINER.NAME.endswith("DHO")
 
 
 def _columns(rows: Iterable[Sequence[str]]) -> list[str]:
@@ -70,23 +78,26 @@ def _columns(rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _protocol(cfg: Any) -> Iterator[tuple[str, str]]:
     dho, trainer, optim = cfg.TRAINER.DHO, cfg.TRAINER.NAME, cfg.OPTIM
-    distils, batch = trainer.endswith("DHO"), cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+    distils, two_heads, batch = _distils(cfg), trainer.endswith("DHO"), cfg.DATALOADER.TRAIN_X.BATCH_SIZE
     yield "student", cfg.MODEL.BACKBONE.NAME
     shots = f"{cfg.DATASET.NUM_SHOTS} images a class" if cfg.DATASET.NUM_SHOTS > 0 else "every training image"
-    yield "labels", "none" if trainer == "CasPL" else (cfg.DATASET.LABELS or shots)
+    kind = TRAINER_REGISTRY.get(trainer)
+    blind = hasattr(kind, "pool")  # sees no label at all
+    yield "labels", "none" if blind else (cfg.DATASET.LABELS or shots)
     unlabeled = batch if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U.BATCH_SIZE
     if distils:
         templates = list(dho.TEACHER.TEMPLATES) or "the dataset's single prompt"
-        yield "teacher", f"{dho.TEACHER.NAME}, zero-shot, {templates}, temperature zeta {dho.ZETA}"
+        how = "a finished run" if is_run(dho.TEACHER.NAME) else f"zero-shot, {templates}, temperature zeta {dho.ZETA}"
+        yield "teacher", f"{dho.TEACHER.NAME}, {how}"
         pool = {"complement": "the training images without a label", "union": "all training images"}
         yield "unlabelled", pool[dho.UNLABELED_POOL] if dho.UNLABELED else "none"
     if "CasPL" in trainer:
         yield "senior", f"{cfg.TRAINER.CASPL.SENIOR}, on all training images without labels"
         if trainer != "CasPL":
             yield "boosting prompts", cfg.TRAINER.CASPL.BOOSTING or "stage one runs first"
-    yield "batch", f"{batch} + {unlabeled}" if distils and dho.UNLABELED else str(batch)
+    yield "batch", f"{batch} + {unlabeled}" if distils and dho.UNLABELED and not blind else str(batch)
     counted = {"train_x": "labelled", "train_u": "unlabelled", "smaller_one": "fewer"}[cfg.TRAIN.COUNT_ITER]
-    counted = "training" if trainer == "CasPL" else counted
+    counted = {"union": "training", "complement": "unlabelled"}[kind.pool] if blind else counted
     yield (
         "steps",
         f"{optim.MAX_EPOCH} epochs of "
@@ -95,8 +106,12 @@ def _protocol(cfg: Any) -> Iterator[tuple[str, str]]:
     warmup = f"{optim.WARMUP_EPOCH} warm-up epoch(s), then " if optim.WARMUP_EPOCH > 0 else ""
     yield "optimiser", f"{optim.NAME}, rate {optim.LR}, decay {optim.WEIGHT_DECAY}; {warmup}{optim.LR_SCHEDULER}"
     yield "views", f"{', '.join(cfg.INPUT.TRANSFORMS)} (scale {tuple(cfg.INPUT.RRCROP_SCALE)}); test: centre crop"
-    if distils:
+    if distils and not two_heads:
+        yield "loss", (kind.__doc__ or "").strip().partition("\n")[0]
+    if two_heads:
         squared = f", times {dho.ETA}^2" if dho.KD_T2 else ""
         yield "loss", f"{dho.LAMBDA} L_CE + {1 - dho.LAMBDA:g} L_KD; KL(teacher || student) at eta {dho.ETA}{squared}"
         yield "KD head", f"{dho.HEAD.KD}, started from {dho.HEAD.INIT}; rate {dho.HEAD.LR or optim.LR}"
-        yield "inference", f"{dho.ALPHA} softmax(CE) + {1 - dho.ALPHA:g} softmax(KD / {dho.BETA}), fixed"
+        fixed = f"{dho.ALPHA} softmax(CE) + {1 - dho.ALPHA:g} softmax(KD / {dho.BETA}), fixed"
+        searched = {"val": "validation images", "oracle": "the TEST images, an oracle"}
+        yield "inference", fixed if dho.CHOOSE == "fixed" else f"alpha and beta searched on {searched[dho.CHOOSE]}"

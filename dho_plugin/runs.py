@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .errors import UsageError
 from .host import build_trainer, get_cfg_default
@@ -51,7 +55,19 @@ def load_run(folder: str | Path, changes: Mapping[str, Any] | None = None) -> An
     Raises:
         UsageError: as run_config; no checkpoint; classes that cannot be mapped.
     """
-    trainer = build_trainer(run_config(folder, changes))
-    trainer.load_model(str(Path(folder).expanduser()))
+    with generators_kept():
+        trainer = build_trainer(run_config(folder, changes))
+        trainer.load_model(str(Path(folder).expanduser()))
     trainer.set_model_mode("eval")
     return trainer
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Leave Python's and torch's random states as they were: a run must not depend on what its teacher drew."""
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(state)

@@ -74,7 +74,7 @@ class TokenMergingVLM(nn.Module):
         x = self.vlm.patch_tokens(images)
         # Prompts stand before the patches and not behind them: attention does not see the order, and what never merges
         # keeps its place.
-        first = [block[0].to(x.dtype).expand(len(x), -1, -1) for block in prompts]
+        first = [block[0].to(x.dtype).expand(x.shape[0], -1, -1) for block in prompts]
         x = vit.ln_pre(torch.cat([x[:, :1], *first, x[:, 1:]], dim=1))
         fixed = 1 + sum(block.shape[1] for block in prompts)
         sizes = torch.ones(x.shape[:2], device=x.device, dtype=_at_least_float32(x))
@@ -118,7 +118,7 @@ def match(keys: Tensor, r: int, *, fixed: int) -> Matching:
     similarity, nearest = (unit[:, fixed + 1 :: 2] @ unit[:, fixed::2].transpose(1, 2)).max(dim=-1)
     order = similarity.argsort(dim=-1, descending=True)
     merged, unmerged = order.split([min(r, order.shape[1]), max(order.shape[1] - r, 0)], dim=1)
-    everywhere = torch.arange(keys.shape[1], device=keys.device).expand(len(keys), -1)
+    everywhere = torch.arange(keys.shape[1], device=keys.device).expand(keys.shape[0], -1)
     rest_of_a = fixed + 1 + 2 * unmerged.sort(dim=-1).values
     return Matching(
         source=fixed + 1 + 2 * merged,

@@ -89,7 +89,7 @@ class VLM(nn.Module):
         self.check_visual_prompts(max(len(block) for block in prompts))
         vit, x = self.model.visual, self.patch_tokens(images)
         length = x.shape[1]
-        first = [block[0].to(x.dtype).expand(len(x), -1, -1) for block in prompts]
+        first = [block[0].to(x.dtype).expand(x.shape[0], -1, -1) for block in prompts]
         x = vit.ln_pre(torch.cat([x, *first], dim=1))
         x = _run_blocks(vit.transformer, x, [block[1:] for block in prompts], at=length)
         return vit.ln_post(x[:, 0]) @ vit.proj
@@ -98,7 +98,7 @@ class VLM(nn.Module):
         """Normalised images -> (N, 1 + patches, image width): class token and patches of a ViT, before its layers."""
         vit = self.model.visual
         patches = vit.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
-        start = vit.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        start = vit.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         return torch.cat([start, patches], dim=1) + vit.positional_embedding.to(patches.dtype)
 
     @property
@@ -211,15 +211,26 @@ class VLM(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """The image tower of a CLIP model; no graph is kept where nothing in it is learned."""
+    """The image tower of a CLIP model, with learned visual prompts or without.
 
-    def __init__(self, vlm: Encoders) -> None:
+    Args:
+        vlm: the CLIP model; no graph is kept where nothing in it is learned.
+        visual: a module whose call gives the prompts (depth, n, image width); None for none.
+
+    Attributes:
+        at_test: stands in for `vlm` in evaluation mode, where it is not None.
+    """
+
+    def __init__(self, vlm: Encoders, visual: nn.Module | None = None) -> None:
         super().__init__()
         self.vlm = vlm
+        self.visual = visual
+        self.at_test: Encoders | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> features (N, width), float32."""
-        return self.vlm.encode_image(images).float()
+        vlm = self.vlm if self.training or self.at_test is None else self.at_test
+        return vlm.encode_image(images, [] if self.visual is None else [self.visual()]).float()
 
 
 def _run_blocks(transformer: Any, x: Tensor, deep: Sequence[Tensor], *, at: int, mask: Tensor | None = None) -> Tensor:
@@ -238,7 +249,7 @@ def prompts_of_layer(x: Tensor, deep: Sequence[Tensor], layer: int, at: int) -> 
     for rows in deep:
         n = rows.shape[1]
         if 0 < layer <= len(rows):
-            own = rows[layer - 1].to(x.dtype).expand(len(x), -1, -1)
+            own = rows[layer - 1].to(x.dtype).expand(x.shape[0], -1, -1)
             x = torch.cat([x[:, :at], own, x[:, at + n :]], dim=1)
         at += n
     return x

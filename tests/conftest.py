@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 # The helpers beside the tests (reference.py, tiny.py) are modules of their own, in every import mode.
 sys.path.insert(0, str(Path(__file__).parent))
+
+# The models here are so small that a second thread costs more than it gives, in this process and in those it starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import tiny

@@ -68,3 +68,16 @@ def test_every_choice_names_a_setting_that_exists(choice):
 def test_every_preset_file_belongs_to_a_preset():
     assert [file.stem for file in (CONFIGS / "presets").iterdir()] == ["official"]
     assert config_file("presets", "official").is_file()
+
+
+def test_a_rival_says_its_own_loss_and_what_it_sees(capsys):
+    kd, sskd = (explained(f"--trainer {name} --dataset shapes", capsys) for name in ("KD", "SSKD"))
+    for out in (kd, sskd):
+        assert "shapes-teacher, zero-shot" in out and "softmax(CE)" not in out
+    assert "labels      none" in kd and "batch       32\n" in kd and "L_KD of one head on unlabelled images alone" in kd
+    assert "labels      16 images a class" in sskd and "batch       32 + 32" in sskd and "arXiv 2108.05045" in sskd
+
+
+def test_a_search_for_alpha_and_beta_is_said(capsys):
+    for wanted, said in (("val", "searched on validation images"), ("oracle", "the TEST images, an oracle")):
+        assert said in explained(f"--trainer StudentDHO --dataset shapes TRAINER.DHO.CHOOSE {wanted}", capsys)

@@ -15,7 +15,7 @@ from dho_plugin.host import TRAINER_REGISTRY
 from dho_plugin.shifts import load_shifts
 
 OURS = [n for n in TRAINER_REGISTRY.registered_names() if TRAINER_REGISTRY.get(n).__module__.startswith("dho_plugin.")]
-TRAINED = [name for name in OURS if name != "ZeroshotCLIP"]
+TRAINED = [name for name in OURS if name not in ("ZeroshotCLIP", "TipAdapter")]
 DHO = [name for name in OURS if name.endswith("DHO")]
 
 

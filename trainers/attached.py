@@ -26,7 +26,7 @@ from ..loaders import EpochLoader
 from ..pool import check_trainable
 from ..precision import Precision
 from ..saved import best_so_far, prepare_resume, read_checkpoint, write_record
-from ..teachers import ZeroShotTeacher
+from ..teachers import Teacher
 from ..views import INTERPOLATIONS
 from ..vlm import load_vlm
 from .data import COUNTS, DataManager
@@ -37,6 +37,7 @@ from .dho import (
     build_teacher,
     check_section,
     distilled_paths,
+    given,
     step_loss,
     teacher_views,
 )
@@ -56,6 +57,8 @@ class AttachedDHO(TrainerX):
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
         check_section(cfg)
+        if cfg.TRAINER.DHO.CHOOSE != "fixed":
+            raise UsageError(f"TRAINER.DHO.CHOOSE {cfg.TRAINER.DHO.CHOOSE}: an attached trainer takes fixed values")
         check_choice("INPUT.INTERPOLATION", cfg.INPUT.INTERPOLATION, INTERPOLATIONS)
         check_choice("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, COUNTS)
         if len(set(cfg.INPUT.SIZE)) > 1 or cfg.DATALOADER.K_TRANSFORMS > 1:
@@ -81,7 +84,7 @@ class AttachedDHO(TrainerX):
         """Views of labelled and unlabelled images; made when training starts, since an evaluation needs no teacher."""
         items = self.dm.dataset.train_x
         paths, labels = [item.impath for item in items], [item.label for item in items]
-        size = self.kd_teacher.vlm.image.size
+        size = self.kd_teacher.size
         loaders = DataManager(self.cfg, self.dm.dataset, size=self.cfg.INPUT.SIZE[0])
         extra = distilled_paths(self.cfg, items)
         return loaders.training_loader(paths, labels, extra, teacher_size=size, seed=self.kd_seed)
@@ -128,9 +131,10 @@ class AttachedDHO(TrainerX):
             )
 
     @cached_property
-    def kd_teacher(self) -> ZeroShotTeacher:
+    def kd_teacher(self) -> Teacher:
         """Loaded when training starts."""
-        return build_teacher(self.cfg, self.kd_classes, (self.kd_template,), self.kd_precision, self.device)
+        items = self.dm.dataset.train_x
+        return build_teacher(self.cfg, self.kd_classes, (self.kd_template,), items, self.kd_precision, self.device)
 
     def before_train(self) -> None:
         check_trainable(self.dm.dataset, final_model=self.cfg.TEST.FINAL_MODEL)
@@ -141,21 +145,21 @@ class AttachedDHO(TrainerX):
         self.best_result = self.best_result if best is None else best
         if self.start_epoch == 0 and self.cfg.TRAINER.DHO.HEAD.INIT != "kaiming":
             self._kd_start_from_texts()
-        write_record(self.cfg, Path(self.cfg.OUTPUT_DIR))
+        write_record(self.cfg, Path(self.cfg.OUTPUT_DIR), self.dm.dataset.train_x)
 
     def _kd_start_from_texts(self) -> None:
         """Language-aware initialisation; "text" from MODEL.BACKBONE.NAME where that is a CLIP model of this width."""
-        try:
-            by_teacher = self.cfg.TRAINER.DHO.HEAD.INIT == "teacher"
-            vlm = self.kd_teacher.vlm if by_teacher else load_vlm(self.cfg.MODEL.BACKBONE.NAME).to(self.device)
-            if vlm.width != self.kd_width and not by_teacher:
-                raise UsageError(f"{vlm.name}'s are {vlm.width} wide and its image features {self.kd_width}")
-        except UsageError as reason:
-            if by_teacher:
-                raise
-            print(f"KD head: Kaiming initialisation, since the student's text features are not at hand: {reason}")
-            return
-        texts = vlm.class_embeddings(self.kd_classes.names, (self.kd_template,))
+        if self.cfg.TRAINER.DHO.HEAD.INIT == "teacher":
+            texts = self.kd_teacher.directions()
+        else:
+            try:
+                vlm = load_vlm(self.cfg.MODEL.BACKBONE.NAME).to(self.device)
+                if vlm.width != self.kd_width:
+                    raise UsageError(f"{vlm.name}'s are {vlm.width} wide and its image features {self.kd_width}")
+            except UsageError as reason:
+                print(f"KD head: Kaiming initialisation, since the student's text features are not at hand: {reason}")
+                return
+            texts = vlm.class_embeddings(self.kd_classes.names, (self.kd_template,))
         self.kd_head.load_state_dict(build_kd_head(self.cfg, self.kd_width, self.kd_classes, texts).state_dict())
 
     # Steps
@@ -221,7 +225,7 @@ class AttachedDHO(TrainerX):
         features, logits = self._kd_host_answer(images)
         kd = self.kd_head(features)
         kd = kd if self.kd_rows is None else kd[:, self.kd_rows]
-        return answer(self.cfg, DualHeadLogits(logits.float(), kd), ce_only=self.kd_ce_only)
+        return answer(DualHeadLogits(logits.float(), kd), given(self.cfg), ce_only=self.kd_ce_only)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """As the host does; the KD head over the classes it was trained on, of which the dataset's are then picked."""

@@ -34,6 +34,7 @@ from ..pool import check_shots, check_trainable
 from ..precision import CHOICES as PRECISIONS
 from ..precision import Precision
 from ..saved import best_so_far, prepare_resume, read_checkpoint, write_record
+from ..tome import TokenMergingVLM
 from ..towers import VLM, ImageEncoder
 from ..views import INTERPOLATIONS
 from ..vlm import load_vlm
@@ -53,6 +54,7 @@ class MethodTrainer(TrainerX):
     defaults: ClassVar[dict[str, Any]] = {"PREC": "fp16"}  # the keys of that section and their defaults
     family = ""  # the folder of configs/trainers that it shares with others; empty for the method's own
     config = "default"  # the yaml file of configs/trainers/<method> that --trainer alone chooses
+    folder_config = ""  # the same for the dataset `folder`, where it is another
     teacher_key = ""  # the configuration key that names the model it learns from, if it learns from one
     trains_student = False  # whether the student's own weights are trained, which half precision must leave alone
     stage_one = ""  # the trainer whose output folder it starts from, if it starts from one
@@ -155,11 +157,19 @@ class MethodTrainer(TrainerX):
         super().before_train()
         best = best_so_far(cfg, names) if self.start_epoch else None
         self.best_result = self.best_result if best is None else best
-        write_record(cfg, Path(cfg.OUTPUT_DIR))
+        write_record(cfg, Path(cfg.OUTPUT_DIR), dataset.train_x)
 
     def before_epoch(self) -> None:
         super().before_epoch()
         self.train_loader_x.set_epoch(self.epoch)
+
+    def after_epoch(self) -> None:
+        if self.epoch + 1 == self.max_epoch or self.cfg.TEST.FINAL_MODEL == "best_val":
+            self.settle()
+        super().after_epoch()
+
+    def settle(self) -> None:
+        """Choose what is chosen on validation images once the weights stand, before they are evaluated and saved."""
 
     # Model
 
@@ -176,6 +186,7 @@ class MethodTrainer(TrainerX):
         self.precision = Precision(cfg.TRAINER[self.section].PREC, self.device)
         self.student.to(self.device)
         self.backbone = self.build_backbone()
+        self.merge_tokens(cfg.MODEL.TOKEN_MERGING)
         self.ce_head = self.build_ce_head()
         self.model = self.assemble().to(self.device)
         if not self.trains_student:
@@ -195,6 +206,14 @@ class MethodTrainer(TrainerX):
         print(
             f"{type(self).__name__} on {self.student.name}, {self.precision.name}: {trained:,} parameters are trained"
         )
+
+    def merge_tokens(self, r: int) -> None:
+        """Let the image tower merge r tokens a layer whenever it evaluates (ToMe)."""
+        if not r:
+            return
+        if getattr(self.backbone, "vlm", None) is not self.student or not isinstance(self.student, VLM):
+            raise UsageError(f"MODEL.TOKEN_MERGING: {type(self).__name__} on {self.student.name} has no plain CLIP ViT")
+        self.backbone.at_test = TokenMergingVLM(self.vlm, r)
 
     def optimizer_config(self, name: str) -> Any:
         """The OPTIM section for one learned part; linear heads may have a learning rate of their own."""
@@ -246,14 +265,41 @@ class MethodTrainer(TrainerX):
         optimizers = [self._optims[name] for name in self.get_model_names(names)]
         self.precision.backward_and_update(loss, [optimizer for optimizer in optimizers if optimizer is not None])
 
+    def class_logits(self, images: Tensor) -> Tensor:
+        """The model as a teacher: normalised images -> logits (N, K) of the dataset's classes, float32."""
+        return self.model_inference(images)
+
+    def class_directions(self) -> Tensor:
+        """Unit-length rows of the CE head for the classes of the dataset at hand (K, d), float32.
+
+        Raises:
+            UsageError: the CE head has no rows.
+        """
+        weight = getattr(getattr(self.ce_head, "head", None), "weight", None)
+        if weight is None:
+            raise UsageError(
+                f"{type(self).__name__} as a teacher has no class directions for a student's features: choose another "
+                "teacher, or a trainer that learns from logits"
+            )
+        rows = weight.detach() if self.test_rows is None else weight.detach()[self.test_rows]
+        return nn.functional.normalize(rows.float(), dim=-1)
+
     def model_inference(self, images: Tensor) -> Tensor:
         with self.precision.autocast():
             logits = self.model(images).float()
         return logits if self.test_rows is None else logits[:, self.test_rows]
 
     def test(self, split: str | None = None) -> float:
-        """Evaluate; the accuracy in percent stays in `last_accuracy`, since Dassl's train() returns nothing."""
-        self.last_accuracy = super().test(split)
+        """Evaluate; the accuracy in percent stays in `last_accuracy`, since Dassl's train() returns nothing.
+
+        Where there are no images to evaluate it is nan: the hosts would divide by their number.
+        """
+        validation = (split or self.cfg.TEST.SPLIT) == "val" and self.val_loader is not None
+        if self.test_loader is None and not validation:
+            print(f"{self.cfg.DATASET.NAME} has no test images here: nothing is evaluated")
+            self.last_accuracy = math.nan
+        else:
+            self.last_accuracy = super().test(split)
         return self.last_accuracy
 
     def after_train(self) -> None:

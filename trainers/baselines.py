@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..classes import ClassHead
-from ..heads import CosineHead, DualHeadLogits
+from ..heads import DualHeadLogits, build_head
 from ..losses import (
     DualHeadLoss,
     binary_distillation_loss,
@@ -51,7 +51,7 @@ class Projects(Distils, CE):
     """
 
     def build_backbone(self) -> nn.Module:
-        self.projection = nn.Linear(self.student.width, self.teacher.vlm.width).to(self.device)
+        self.projection = nn.Linear(self.student.width, self.teacher.width).to(self.device)
         return super().build_backbone()
 
     def learned(self) -> dict[str, nn.Module]:
@@ -68,8 +68,8 @@ class KDFeature(WithoutLabels, Projects):
     """The feature loss on unlabelled images alone; classified by the teacher's texts on the projected feature."""
 
     def build_ce_head(self) -> nn.Module:
-        head = CosineHead(self.teacher.vlm.width, len(self.classes.names), scale=1 / self.cfg.TRAINER.DHO.ZETA)
-        head.load_state_dict(self.teacher.head.state_dict())
+        rows, width, scale = self.teacher.directions(), self.teacher.width, 1 / self.cfg.TRAINER.DHO.ZETA
+        head = build_head("cosine", width, len(self.classes.names), class_embeddings=rows, scale=scale)
         self.texts = ClassHead(head, self.classes).requires_grad_(False)
         return nn.Sequential(self.projection, self.texts)
 

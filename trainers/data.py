@@ -32,7 +32,7 @@ class DataManager:
         self.interpolation = INTERPOLATIONS[cfg.INPUT.INTERPOLATION]
         self.policy = view_policy(cfg.INPUT)
         self.val_loader = self.evaluation_loader(dataset.val) if dataset.val else None
-        self.test_loader = self.evaluation_loader(dataset.test)
+        self.test_loader = self.evaluation_loader(dataset.test) if dataset.test else None
 
     def evaluation_loader(self, items: Sequence[Any]) -> DataLoader:
         """Centre views of Dassl items, in order."""
@@ -70,10 +70,11 @@ class DataManager:
         print(
             f"{cfg.DATASET.NAME}: {self.num_classes:,} classes, {len(paths) - hidden:,} labelled, "
             f"{len(unlabeled) + hidden:,} unlabelled, {len(self.dataset.val or []):,} validation, "
-            f"{len(self.dataset.test):,} test images; "
+            f"{len(self.dataset.test or []):,} test images; "
             f"{steps:,} steps an epoch; order and views from seed {seed}"
         )
-        return EpochLoader(batches, steps=steps, workers=cfg.DATALOADER.NUM_WORKERS, pin_memory=self.pin_memory)
+        workers = min(cfg.DATALOADER.NUM_WORKERS, steps)  # started anew each epoch, which may be one step
+        return EpochLoader(batches, steps=steps, workers=workers, pin_memory=self.pin_memory)
 
     def _passes(self, labeled_steps: int, unlabeled_size: int) -> int:
         """Steps of an epoch by TRAIN.COUNT_ITER; a row without unlabelled images takes as many as its companions."""

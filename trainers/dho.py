@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,19 +13,24 @@ from torch import Tensor, nn
 from ..classes import ClassHead, ClassList, KnowsClasses
 from ..errors import UsageError, check_choice
 from ..heads import HEAD_KINDS, DualHeadLogits, build_head
-from ..interpolation import interpolate
+from ..interpolation import SOURCES, Interpolation, search_alpha_beta
 from ..losses import DualHeadLoss, dual_head_loss
-from ..pool import POOLS, unlabeled_paths
+from ..pool import POOLS, check_validation, unlabeled_paths
 from ..precision import Precision
+from ..runs import is_run
+from ..saved import read_checkpoint
 from ..student import DualHeadStudent
-from ..teachers import ZeroShotTeacher
+from ..teachers import Teacher, ZeroShotTeacher, find_teacher, load_run_teacher
+from ..templates import named_templates
 from ..towers import VLM
-from ..vlm import imagenet_templates, load_vlm
+from ..vlm import load_vlm
 from .base import MethodTrainer
 
 # Language-aware initialisation takes the student's own text features: those of another model, even of equal width, lie
 # in another space. The paper's wording, the teacher's text encoder, is "teacher".
 INITS = ("auto", "text", "teacher", "kaiming")
+INTERPOLATION = "interpolation"  # the checkpoint folder of alpha and beta where they were searched
+NO_ORACLE = "TRAINER.DHO.CHOOSE oracle: this dataset has no test images; take fixed values"
 CE_ALONE = "The KD head cannot answer here ({}). The CE pathway alone answers"
 
 
@@ -32,6 +38,7 @@ class Distils(MethodTrainer):
     """Mixed in before a trainer that learns from a teacher: the teacher, its views, the unlabelled images."""
 
     teacher_key = "TRAINER.DHO.TEACHER.NAME"
+    find_teacher = staticmethod(find_teacher)
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
@@ -41,12 +48,13 @@ class Distils(MethodTrainer):
         return distilled_paths(self.cfg, self.dm.dataset.train_x)
 
     def teacher_size(self) -> int | None:
-        return self.teacher.vlm.image.size
+        return self.teacher.size
 
     @cached_property
-    def teacher(self) -> ZeroShotTeacher:
+    def teacher(self) -> Teacher:
         """Loaded when training starts: an evaluation needs no teacher."""
-        return build_teacher(self.cfg, self.classes, self.templates(), self.precision, self.device)
+        items = self.dm.dataset.train_x
+        return build_teacher(self.cfg, self.classes, self.templates(), items, self.precision, self.device)
 
     def all_images(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The labelled and then the unlabelled images of a batch, normalised, in one tensor; and the labels."""
@@ -87,12 +95,20 @@ class DHO(Distils):
 
     ce_only = False  # set where a test set has classes that the KD head never saw
 
+    def before_train(self) -> None:
+        if self.cfg.TRAINER.DHO.CHOOSE == "val":
+            check_validation(self.dm.dataset, "TRAINER.DHO.CHOOSE val")
+        if self.cfg.TRAINER.DHO.CHOOSE == "oracle" and self.test_loader is None:
+            raise UsageError(NO_ORACLE)
+        super().before_train()
+
     # Model
 
     def assemble(self) -> nn.Module:
         self.kd_head = build_kd_head(
             self.cfg, self.student.width, self.classes, self.head_start(), clip=isinstance(self.student, VLM)
         )
+        self.interpolation = given(self.cfg)
         return DualHeadStudent(self.backbone, self.ce_head, self.kd_head)
 
     def head_start(self) -> Tensor | None:
@@ -102,11 +118,16 @@ class DHO(Distils):
             return None
         if head.INIT != "teacher" and not clip:
             raise UsageError(f"HEAD.INIT text: {self.student.name} has no text tower; take kaiming, auto or teacher")
-        source = self.teacher.vlm if head.INIT == "teacher" else self.vlm
-        return source.class_embeddings(self.classes.names, self.templates())
+        if head.INIT == "teacher":
+            return self.teacher.directions()
+        return self.vlm.class_embeddings(self.classes.names, self.templates())
 
     def learned(self) -> dict[str, nn.Module]:
         return {**super().learned(), "kd_head": self.kd_head}
+
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        chosen = {INTERPOLATION: self.interpolation} if self.cfg.TRAINER.DHO.CHOOSE != "fixed" else {}
+        return {**super().frozen_parts(), **chosen}
 
     # Steps
 
@@ -143,10 +164,43 @@ class DHO(Distils):
             print(CE_ALONE.format(reason))
 
     def loaded_parts(self) -> list[str]:
-        return [name for name in super().loaded_parts() if not (self.ce_only and name == "kd_head")]
+        left_out = {INTERPOLATION, *(["kd_head"] if self.ce_only else [])}
+        return [name for name in super().loaded_parts() if name not in left_out]
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """As for the control; then alpha and beta that the run has chosen, or else those to be chosen now."""
+        super().load_model(directory, epoch)
+        wanted = self.cfg.TRAINER.DHO.CHOOSE
+        if (Path(directory) / INTERPOLATION).is_dir():
+            self.interpolation.load_state_dict(read_checkpoint(Path(directory), INTERPOLATION, epoch)["state_dict"])
+        if wanted not in ("fixed", self.interpolation.source):
+            self.settle()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Choose alpha and beta where they are to be searched; both heads' logits are computed once."""
+        wanted = self.cfg.TRAINER.DHO.CHOOSE
+        if wanted == "fixed" or self.ce_only:
+            return
+        if wanted == "val":
+            check_validation(self.dm.dataset, "TRAINER.DHO.CHOOSE val")
+        self.set_model_mode("eval")
+        split, loader = ("val", self.val_loader) if wanted == "val" else ("test", self.test_loader)
+        if loader is None:
+            raise UsageError(NO_ORACLE)
+        parts = [(*self.heads(images), labels) for images, labels in map(self.parse_batch_test, loader)]
+        ce, kd, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        logits = DualHeadLogits(ce, kd)
+        best = search_alpha_beta(logits, labels, split=split, allow_oracle=wanted == "oracle")
+        self.interpolation.alpha, self.interpolation.beta, self.interpolation.source = *best[:2], wanted
+        where = f"{len(labels):,} validation images" if wanted == "val" else "the TEST images: an oracle, not a result"
+        print(f"alpha {best.alpha:g} and beta {best.beta:g}, {best.accuracy:.1f} % on {where}")
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        return self.model_inference(images).clamp_min(torch.finfo(torch.float32).tiny).log()
 
     def model_inference(self, images: Tensor) -> Tensor:
-        return answer(self.cfg, self.heads(images), ce_only=self.ce_only)
+        return answer(self.heads(images), self.interpolation, ce_only=self.ce_only)
 
 
 # What the TRAINER.DHO section means, for the trainers of this folder and for those that `attach` makes.
@@ -155,6 +209,8 @@ class DHO(Distils):
 def check_section(cfg: Any) -> None:
     """Raise UsageError for a value of TRAINER.DHO that cannot be meant."""
     dho = cfg.TRAINER.DHO
+    named_templates(dho.TEACHER.TEMPLATES, cfg.DATASET.NAME)
+    check_choice("TRAINER.DHO.CHOOSE", dho.CHOOSE, SOURCES)
     check_choice("TRAINER.DHO.UNLABELED_POOL", dho.UNLABELED_POOL, POOLS)
     check_choice("TRAINER.DHO.HEAD.KD", dho.HEAD.KD, ("auto", *HEAD_KINDS))
     check_choice("TRAINER.DHO.HEAD.INIT", dho.HEAD.INIT, INITS)
@@ -182,11 +238,23 @@ def distilled_paths(cfg: Any, labeled: Sequence[Any]) -> list[str]:
 
 
 def build_teacher(
-    cfg: Any, classes: ClassList, templates: Sequence[str], precision: Precision, device: torch.device
-) -> ZeroShotTeacher:
-    """The frozen teacher on the device; `templates` serve where TEACHER.TEMPLATES names none."""
+    cfg: Any,
+    classes: ClassList,
+    templates: Sequence[str],
+    labeled: Sequence[Any],
+    precision: Precision,
+    device: torch.device,
+) -> Teacher:
+    """The frozen teacher on the device.
+
+    Args:
+        templates: serve a CLIP model where TEACHER.TEMPLATES names none.
+        labeled: the student's labelled images, from which a run of ours as teacher must have learned too.
+    """
     dho = cfg.TRAINER.DHO
-    named = imagenet_templates() if list(dho.TEACHER.TEMPLATES) == ["imagenet"] else tuple(dho.TEACHER.TEMPLATES)
+    if is_run(dho.TEACHER.NAME):
+        return load_run_teacher(cfg, labeled)
+    named = named_templates(dho.TEACHER.TEMPLATES, cfg.DATASET.NAME)
     vlm = load_vlm(dho.TEACHER.NAME).to(device)
     teacher = ZeroShotTeacher(vlm, classes.names, named or templates, zeta=dho.ZETA)
     precision.store(teacher.vlm)
@@ -234,8 +302,13 @@ def step_loss(cfg: Any, logits: DualHeadLogits, labels: Tensor, teacher: Tensor)
     )
 
 
-def answer(cfg: Any, logits: DualHeadLogits, *, ce_only: bool) -> Tensor:
+def given(cfg: Any) -> Interpolation:
+    """Alpha and beta as the configuration has them."""
+    return Interpolation(cfg.TRAINER.DHO.ALPHA, cfg.TRAINER.DHO.BETA)
+
+
+def answer(logits: DualHeadLogits, at: Interpolation, *, ce_only: bool) -> Tensor:
     """Class probabilities (N, C): interpolated (Eq. 11), or the CE pathway's for classes the KD head never saw."""
     if ce_only:
         return torch.softmax(logits.ce, dim=-1)
-    return interpolate(logits, alpha=cfg.TRAINER.DHO.ALPHA, beta=cfg.TRAINER.DHO.BETA)
+    return at(logits)

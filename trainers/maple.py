@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..prompts import PromptedClassifier, PromptedImageEncoder, PromptLearner
+from ..prompts import PromptedClassifier, PromptLearner
 from ..registration import register_trainer
-from ..towers import VLM
+from ..towers import VLM, ImageEncoder
 from .base import MethodTrainer
 from .dho import DHO
 
@@ -55,7 +55,7 @@ class MaPLe(MethodTrainer):
         words = {"n_ctx": maple.N_CTX, "ctx_init": maple.CTX_INIT, "depth": maple.PROMPT_DEPTH}
         text = PromptLearner.deep_from_words(self.vlm, self.classes, **words, seed=self.view_seed)
         self.prompts = CoupledPrompts(self.vlm, text, self.view_seed)
-        return PromptedImageEncoder(self.vlm, self.prompts)
+        return ImageEncoder(self.vlm, self.prompts)
 
     def build_ce_head(self) -> nn.Module:
         return PromptedClassifier(self.vlm, self.prompts.text)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..averaging import WeightedAverage, gaussian_weights
-from ..prompts import PromptedClassifier, PromptedImageEncoder, PromptLearner, VisualPrompts
+from ..prompts import PromptedClassifier, PromptLearner, VisualPrompts
 from ..registration import register_trainer
+from ..towers import ImageEncoder
 from ..vlm import imagenet_templates
 from .base import MethodTrainer
 from .caspl import Cascade
@@ -37,13 +38,12 @@ class PromptSRC(MethodTrainer):
         "GPA_STD": 1,
     }
     config = "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets"
-    backbone: PromptedImageEncoder
     ce_head: PromptedClassifier
 
-    def build_backbone(self) -> PromptedImageEncoder:
+    def build_backbone(self) -> ImageEncoder:
         src = self.cfg.TRAINER.PROMPTSRC
-        visual = VisualPrompts(self.vlm, n=src.N_CTX_VISION, depth=src.PROMPT_DEPTH_VISION, seed=self.view_seed)
-        return PromptedImageEncoder(self.vlm, visual)
+        self.visual = VisualPrompts(self.vlm, n=src.N_CTX_VISION, depth=src.PROMPT_DEPTH_VISION, seed=self.view_seed)
+        return ImageEncoder(self.vlm, self.visual)
 
     def build_ce_head(self) -> PromptedClassifier:
         src = self.cfg.TRAINER.PROMPTSRC
@@ -53,7 +53,7 @@ class PromptSRC(MethodTrainer):
         return PromptedClassifier(self.vlm, learner)
 
     def learned(self) -> dict[str, nn.Module]:
-        return {"VLPromptLearner": nn.ModuleDict({"text": self.ce_head.prompt_learner, "visual": self.backbone.visual})}
+        return {"VLPromptLearner": nn.ModuleDict({"text": self.ce_head.prompt_learner, "visual": self.visual})}
 
     def build_average(self) -> WeightedAverage:
         src = self.cfg.TRAINER.PROMPTSRC

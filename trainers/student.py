@@ -17,6 +17,8 @@ from ..vlm import find_vlm, load_vlm
 from .base import MethodTrainer
 from .dho import DHO
 
+INITS = ("auto", "text", "kaiming")  # how the CE head starts; auto: from the student's texts where it has a text tower
+
 
 def is_clip(name: str) -> bool:
     """Whether a student's name is that of a CLIP model, and not of a classifier.
@@ -40,14 +42,17 @@ class CE(MethodTrainer):
     """Cross-entropy on the labelled images, every weight of the student trained."""
 
     section = "STUDENT"
-    defaults: ClassVar = {"PREC": "amp", "HEAD": "linear"}
+    defaults: ClassVar = {"PREC": "amp", "HEAD": "linear", "INIT": "auto"}
     family = "Student"
     config = "ep20"
+    folder_config = "ep200"
     trains_student = True
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
-        check_choice("TRAINER.STUDENT.HEAD", cfg.TRAINER.STUDENT.HEAD, HEAD_KINDS)
+        own = cfg.TRAINER.STUDENT
+        check_choice("TRAINER.STUDENT.HEAD", own.HEAD, HEAD_KINDS)
+        check_choice("TRAINER.STUDENT.INIT", own.INIT, INITS)
 
     @staticmethod
     def find_student(name: str) -> None:
@@ -69,7 +74,12 @@ class CE(MethodTrainer):
         return ImageEncoder(self.student)
 
     def build_ce_head(self) -> nn.Module:
-        if isinstance(self.student, VLM) and self.cfg.TRAINER.STUDENT.HEAD == "linear":
+        own, clip = self.cfg.TRAINER.STUDENT, isinstance(self.student, VLM)
+        if own.INIT == "text" and not (clip and own.HEAD == "linear"):
+            raise UsageError(
+                f"TRAINER.STUDENT.INIT text: a {own.HEAD} head on {self.student.name} cannot start from texts: auto"
+            )
+        if clip and own.HEAD == "linear" and own.INIT != "kaiming":
             return self.text_initialised_linear()
         head = build_head(self.cfg.TRAINER.STUDENT.HEAD, self.student.width, len(self.classes.names))
         return ClassHead(head, self.classes)

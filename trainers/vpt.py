@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..prompts import PromptedImageEncoder, VisualPrompts
+from ..prompts import VisualPrompts
 from ..registration import register_trainer
+from ..towers import ImageEncoder
 from .base import MethodTrainer
 from .dho import DHO
 
@@ -19,18 +20,17 @@ class VPT(MethodTrainer):
     section = "VPT"
     defaults: ClassVar = {"N_CTX": 4, "PROMPT_DEPTH": 3, "PREC": "fp16"}  # N_CTX as in PromptSRC; the paper is silent
     config = "vit_b16_ep20"
-    backbone: PromptedImageEncoder
 
-    def build_backbone(self) -> PromptedImageEncoder:
+    def build_backbone(self) -> ImageEncoder:
         vpt = self.cfg.TRAINER.VPT
-        visual = VisualPrompts(self.vlm, n=vpt.N_CTX, depth=vpt.PROMPT_DEPTH, seed=self.view_seed)
-        return PromptedImageEncoder(self.vlm, visual)
+        self.visual = VisualPrompts(self.vlm, n=vpt.N_CTX, depth=vpt.PROMPT_DEPTH, seed=self.view_seed)
+        return ImageEncoder(self.vlm, self.visual)
 
     def build_ce_head(self) -> nn.Module:
         return self.text_initialised_linear()
 
     def learned(self) -> dict[str, nn.Module]:
-        return {"prompt_learner": self.backbone.visual, "ce_head": self.ce_head}
+        return {"prompt_learner": self.visual, "ce_head": self.ce_head}
 
 
 @register_trainer

@@ -33,8 +33,9 @@ def _python(host: str, *arguments: str) -> str:
     [
         ("tests/host/contract",),
         ("tests/test_trainers.py", "tests/test_attach.py", "tests/test_datasets.py", "tests/test_cli.py"),
+        ("tests/test_folder.py", "tests/test_digits_dataset.py"),
     ],
-    ids=["contract", "trainers"],
+    ids=["contract", "trainers", "datasets"],
 )
 def test_the_suite_passes_on_real_dassl_too(paths: tuple[str, ...]) -> None:
     suite = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *paths)
