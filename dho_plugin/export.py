@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     output = Path(args.output).expanduser()
     formats = check_request(args.formats, output, int8=args.int8)
-    trainer = load_exact(args.run, args.root)
+    trainer = load_exact(args.run, args.root, args.tome)
     if args.int8:
         check_convolutional(trainer)
     fused = fuse(trainer)
@@ -123,6 +123,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--output", required=True, metavar="BUNDLE", help="the folder to write; it must not exist")
     p.add_argument("--formats", nargs="+", choices=tuple(FORMATS), help="default: all that can be had")
     p.add_argument("--root", default="", metavar="DATA", help="where the datasets are now (default: as in training)")
+    p.add_argument("--tome", type=int, metavar="R", help="tokens that a CLIP ViT merges a layer (default: the run's)")
     p.add_argument("--int8", action="store_true", help="also an int8 model of a convolutional student, and its cost")
     return p.parse_args(argv)
 
@@ -149,11 +150,13 @@ def check_request(asked: Sequence[str] | None, output: Path, *, int8: bool) -> l
     return formats
 
 
-def load_exact(run: str, root: str) -> Any:
+def load_exact(run: str, root: str, tome: int | None = None) -> Any:
     """The trainer of a run on the CPU in float32, whatever it was trained in."""
     changes: dict[str, Any] = {"USE_CUDA": False, "DATALOADER.NUM_WORKERS": 0}
     if root:
         changes["DATASET.ROOT"] = root
+    if tome is not None:
+        changes["MODEL.TOKEN_MERGING"] = tome
     name = run_config(run).TRAINER.NAME
     known = name in TRAINER_REGISTRY.registered_names()
     section = getattr(TRAINER_REGISTRY.get(name), "section", "") if known else ""
@@ -216,6 +219,7 @@ def write_config(trainer: Any, fused: FusedStudent, folder: Path, found: Mapping
         "alpha_beta_chosen_by": at.source if at else None,
         "trainer": type(trainer).__name__,
         "student": trainer.student.name,
+        "token_merging": cfg.MODEL.TOKEN_MERGING,
         "dataset": cfg.DATASET.NAME,
         "versions": {"dho_plugin": __version__, "torch": torch.__version__},
         "artefacts": artefacts,

@@ -23,7 +23,8 @@ def is_run(name: str) -> bool:
 def run_config(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Any:
     """The frozen configuration of a run, as it left it.
 
-    The list of labelled images is left out: a trained model needs its classes only.
+    The list of labelled images is left out: a trained model needs its classes only. What its teacher learned from was
+    checked when it was trained.
 
     Args:
         folder: the run's output folder. changes: values by dotted key that replace the run's own.
@@ -32,7 +33,7 @@ def run_config(folder: str | Path, changes: Mapping[str, Any] | None = None) -> 
         UsageError: no run in that folder, or a run with keys that are unknown here.
     """
     folder = Path(folder).expanduser()
-    record = {**read_record(folder), "DATASET.LABELS": ""}
+    record = {**read_record(folder), "DATASET.LABELS": "", "TRAINER.DHO.TEACHER.OTHER_LABELS": True}
     if not is_run(str(folder)):
         raise UsageError(f"no run in {folder}: expected the output folder of a training run, with its {RECORD}")
     cfg = get_cfg_default()

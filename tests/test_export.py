@@ -78,6 +78,14 @@ def test_merged_tokens_stay_merged(workspace, tmp_path):
     assert (unmerged - expected).abs().max() > 1e-4  # the comparison above can fail
 
 
+def test_tokens_are_merged_in_an_export_that_asks_for_it(workspace, tmp_path):
+    run = bundles.trained(workspace, "VPTDHO")
+    words = [str(run), "--output", str(tmp_path / "bundle"), "--formats", "safetensors", "--tome", "4"]
+    assert export.main(words) == 0
+    assert load_bundle(tmp_path / "bundle").backbone.at_test.r == 4
+    assert json.loads((tmp_path / "bundle" / "config.json").read_text())["token_merging"] == 4
+
+
 def test_no_text_tower_is_in_the_file(workspace, tmp_path):
     file = tmp_path / "model.safetensors"
     save_fused(fuse(load_run(bundles.trained(workspace, "CoOpDHO"))), file)

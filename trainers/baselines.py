@@ -65,7 +65,7 @@ class Projects(Distils, CE):
 
 @register_trainer
 class KDFeature(WithoutLabels, Projects):
-    """The feature loss on unlabelled images alone; classified by the teacher's texts on the projected feature."""
+    """The feature loss on unlabelled images alone; the teacher's class directions classify the projected feature."""
 
     def build_ce_head(self) -> nn.Module:
         rows, width, scale = self.teacher.directions(), self.teacher.width, 1 / self.cfg.TRAINER.DHO.ZETA
