@@ -27,7 +27,7 @@ from .sweep import default_jobs
 
 
 def table_parser(command: str, purpose: str | None) -> argparse.ArgumentParser:
-    """The flags that all these commands have; a command adds its own, and reads them with `settle_words`."""
+    """The flags that all these commands have; a command adds its own, and reads its lists with `leading_numbers`."""
     p = argparse.ArgumentParser(
         prog=f"python -m dho_plugin {command}",
         description=purpose,

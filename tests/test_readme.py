@@ -6,6 +6,9 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
+import tiny
+
 from dho_plugin import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +29,10 @@ def test_the_example_runs():
     assert len(body) <= 10
 
 
-def test_the_commands_parse():
+def test_the_commands_parse(tmp_path, monkeypatch):
+    for name in ("one", "two"):  # README's DIR, the smallest that is accepted
+        tiny.write_image(tmp_path / "DIR" / "labeled" / name / "a.jpg", np.random.default_rng(0), 1)
+    monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks("bash") for line in block.splitlines() if "train.py" in line]
     assert len(lines) >= 5
     for line in lines:

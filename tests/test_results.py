@@ -8,21 +8,46 @@ from pathlib import Path
 
 import pytest
 
-from dho_plugin import table13
+from dho_plugin import ablations, students, table13
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = sorted((ROOT / "scripts" / "results").glob("table13_*.md"))
+BY_SHOTS = {
+    path: {"students": students, "ablations": ablations}[path.name.partition("_")[0]]
+    for path in sorted((ROOT / "scripts" / "results").glob("*.md"))
+    if path not in TABLES
+}
+
+
+def command_of(text: str) -> list[str]:
+    """The words behind `python -m dho_plugin NAME` in a committed table."""
+    return shlex.split(next(line for line in text.splitlines() if line.startswith("    python")))[4:]
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.name)
 def test_a_table_of_the_paper_has_every_row_its_command_makes(path):
     text = path.read_text(encoding="utf-8")
-    command = next(line for line in text.splitlines() if line.startswith("    python"))
-    args = table13.parse([*shlex.split(command)[4:], "--dry-run"])
+    args = table13.parse([*command_of(text), "--dry-run"])
     assert args.table == f"scripts/results/{path.name}" and not args.rows and len(args.seeds) == 3
     assert "missing" not in text
     for method in table13.settle(args).methods:
         assert f"\n| {method.row} " in text, method.row
+
+
+@pytest.mark.parametrize("path", BY_SHOTS, ids=lambda path: path.name)
+def test_a_table_by_shots_has_every_row_and_column_its_command_makes(path):
+    text = path.read_text(encoding="utf-8")
+    args = BY_SHOTS[path].parse([*command_of(text), "--dry-run"])
+    assert args.table == f"scripts/results/{path.name}" and not args.rows and len(args.seeds) == 3
+    assert "missing" not in text
+    job, _ = BY_SHOTS[path].settle(args)
+    sections = text.split("\n## ")
+    for block in job.blocks:
+        own = next(part for part in sections if part.startswith(block.heading)) if block.heading else text
+        header = next(line for line in own.splitlines() if line.startswith("| top-1, % "))
+        assert all(f" {column} " in header for column in job.columns()), header
+        for method in block.methods:
+            assert f"\n| {method.row} " in own, (block.name, method.row)
 
 
 def test_readme_quotes_the_table():
