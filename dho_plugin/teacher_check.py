@@ -24,7 +24,7 @@ from .runs import is_run
 from .teacher_advice import BINS, COARSE, Advice, Examination, advise, error_sentences, examine, percent
 from .teachers import find_teacher
 from .trainers.data import DataManager
-from .trainers.dho import build_teacher, check_section
+from .trainers.section import build_teacher, check_section
 
 LINES = 10  # of the tables of classes and of confusions
 

@@ -30,7 +30,7 @@ from ..teachers import Teacher
 from ..views import INTERPOLATIONS
 from ..vlm import load_vlm
 from .data import COUNTS, DataManager
-from .dho import (
+from .section import (
     CE_ALONE,
     answer,
     build_kd_head,

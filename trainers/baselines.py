@@ -17,7 +17,8 @@ from ..losses import (
     supervised_loss,
 )
 from ..registration import register_trainer
-from .dho import DHO, Distils, WithoutLabels, check_unlabeled, step_loss, teacher_views
+from .dho import DHO, Distils, WithoutLabels
+from .section import check_unlabeled, step_loss, teacher_views
 from .student import CE
 
 

@@ -20,7 +20,8 @@ from ..teachers import ZeroShotTeacher
 from ..towers import ImageEncoder
 from ..vlm import load_vlm
 from .base import MethodTrainer
-from .dho import WithoutLabels, check_unlabeled
+from .dho import WithoutLabels
+from .section import check_unlabeled
 
 BOOSTING = "boosting"  # the checkpoint folder of the prompts
 

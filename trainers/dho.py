@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,28 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..classes import ClassHead, ClassList, KnowsClasses
-from ..errors import UsageError, check_choice
-from ..heads import HEAD_KINDS, DualHeadLogits, build_head
-from ..interpolation import SOURCES, Interpolation, search_alpha_beta
-from ..losses import DualHeadLoss, dual_head_loss
-from ..pool import POOLS, check_validation, unlabeled_paths
-from ..precision import Precision
-from ..runs import is_run
+from ..classes import ClassList, KnowsClasses
+from ..errors import UsageError
+from ..heads import DualHeadLogits
+from ..interpolation import search_alpha_beta
+from ..losses import DualHeadLoss
+from ..pool import check_validation, unlabeled_paths
 from ..saved import read_checkpoint
 from ..student import DualHeadStudent
-from ..teachers import Teacher, ZeroShotTeacher, find_teacher, load_run_teacher
-from ..templates import named_templates
+from ..teachers import Teacher, find_teacher
 from ..towers import VLM
-from ..vlm import load_vlm
 from .base import MethodTrainer
+from .section import (
+    CE_ALONE,
+    answer,
+    build_kd_head,
+    build_teacher,
+    check_section,
+    check_unlabeled,
+    distilled_paths,
+    given,
+    step_loss,
+    teacher_views,
+)
 
-# Language-aware initialisation takes the student's own text features: those of another model, even of equal width, lie
-# in another space. The paper's wording, the teacher's text encoder, is "teacher".
-INITS = ("auto", "text", "teacher", "kaiming")
 INTERPOLATION = "interpolation"  # the checkpoint folder of alpha and beta where they were searched
 NO_ORACLE = "TRAINER.DHO.CHOOSE oracle: this dataset has no test images; take fixed values"
-CE_ALONE = "The KD head cannot answer here ({}). The CE pathway alone answers"
 
 
 class Distils(MethodTrainer):
@@ -201,114 +204,3 @@ class DHO(Distils):
 
     def model_inference(self, images: Tensor) -> Tensor:
         return answer(self.heads(images), self.interpolation, ce_only=self.ce_only)
-
-
-# What the TRAINER.DHO section means, for the trainers of this folder and for those that `attach` makes.
-
-
-def check_section(cfg: Any) -> None:
-    """Raise UsageError for a value of TRAINER.DHO that cannot be meant."""
-    dho = cfg.TRAINER.DHO
-    named_templates(dho.TEACHER.TEMPLATES, cfg.DATASET.NAME)
-    check_choice("TRAINER.DHO.CHOOSE", dho.CHOOSE, SOURCES)
-    check_choice("TRAINER.DHO.UNLABELED_POOL", dho.UNLABELED_POOL, POOLS)
-    check_choice("TRAINER.DHO.HEAD.KD", dho.HEAD.KD, ("auto", *HEAD_KINDS))
-    check_choice("TRAINER.DHO.HEAD.INIT", dho.HEAD.INIT, INITS)
-    for key, fits, wanted in (
-        ("LAMBDA", 0 <= dho.LAMBDA <= 1, "in [0, 1]"),
-        ("ALPHA", 0 <= dho.ALPHA <= 1, "in [0, 1]"),
-        ("BETA", dho.BETA > 0, "positive"),
-        ("ZETA", dho.ZETA > 0, "positive"),
-        ("ETA", dho.ETA > 0, "positive"),
-    ):
-        if not fits:
-            raise UsageError(f"TRAINER.DHO.{key} must be {wanted}, got {dho[key]}")
-
-
-def check_unlabeled(trainer: Any, cfg: Any) -> None:
-    """Raise UsageError where a trainer that cannot do without unlabelled images is to do without."""
-    if not cfg.TRAINER.DHO.UNLABELED:
-        raise UsageError(f"{type(trainer).__name__} needs unlabelled images: leave out --labels-only (DHO.UNLABELED)")
-
-
-def distilled_paths(cfg: Any, labeled: Sequence[Any]) -> list[str]:
-    """The images that are distilled on without labels, none under UNLABELED False; `labeled` are Dassl items."""
-    dho = cfg.TRAINER.DHO
-    return unlabeled_paths(cfg, labeled, pool=dho.UNLABELED_POOL) if dho.UNLABELED else []
-
-
-def build_teacher(
-    cfg: Any,
-    classes: ClassList,
-    templates: Sequence[str],
-    labeled: Sequence[Any],
-    precision: Precision,
-    device: torch.device,
-) -> Teacher:
-    """The frozen teacher on the device.
-
-    Args:
-        templates: serve a CLIP model where TEACHER.TEMPLATES names none.
-        labeled: the student's labelled images, from which a run of ours as teacher must have learned too.
-    """
-    dho = cfg.TRAINER.DHO
-    if is_run(dho.TEACHER.NAME):
-        return load_run_teacher(cfg, labeled)
-    named = named_templates(dho.TEACHER.TEMPLATES, cfg.DATASET.NAME)
-    vlm = load_vlm(dho.TEACHER.NAME).to(device)
-    teacher = ZeroShotTeacher(vlm, classes.names, named or templates, zeta=dho.ZETA)
-    precision.store(teacher.vlm)
-    return teacher.to(device)
-
-
-def build_kd_head(
-    cfg: Any, width: int, classes: ClassList, embeddings: Tensor | None = None, *, clip: bool = True
-) -> ClassHead:
-    """The KD head on features of a width.
-
-    Args:
-        embeddings: (C, width) to start from, None for Kaiming initialisation.
-        clip: whether the features are CLIP's; HEAD.KD auto is then the cosine head of Eq. 10, else the linear one.
-    """
-    dho = cfg.TRAINER.DHO
-    kind = dho.HEAD.KD if dho.HEAD.KD != "auto" else ("cosine" if clip else "linear")
-    head = build_head(kind, width, len(classes.names), class_embeddings=embeddings, scale=1 / dho.ZETA)
-    return ClassHead(head, classes)
-
-
-def teacher_views(batch: dict[str, Any], device: torch.device) -> Tensor:
-    """The teacher's views of a batch, uint8 (N + M, 3, size, size): of the labelled, then of the unlabelled images."""
-    parts = [batch, batch["unlabeled"]] if "unlabeled" in batch else [batch]
-    return torch.cat([part["img_teacher"].to(device, non_blocking=True) for part in parts])
-
-
-def step_loss(cfg: Any, logits: DualHeadLogits, labels: Tensor, teacher: Tensor) -> DualHeadLoss:
-    """The loss of a step whose first N rows are the labelled images.
-
-    Args:
-        logits: both heads', each (N + M, C). labels: (N,). teacher: its logits (N + M, C). M may be 0.
-    """
-    n, dho = len(labels), cfg.TRAINER.DHO
-    labeled, unlabeled = (DualHeadLogits(logits.ce[part], logits.kd[part]) for part in (slice(n), slice(n, None)))
-    return dual_head_loss(
-        labeled,
-        labels,
-        teacher[:n],
-        unlabeled if len(teacher) > n else None,
-        teacher[n:] if len(teacher) > n else None,
-        ce_weight=dho.LAMBDA,
-        temperature=dho.ETA,
-        scale_by_t2=dho.KD_T2,
-    )
-
-
-def given(cfg: Any) -> Interpolation:
-    """Alpha and beta as the configuration has them."""
-    return Interpolation(cfg.TRAINER.DHO.ALPHA, cfg.TRAINER.DHO.BETA)
-
-
-def answer(logits: DualHeadLogits, at: Interpolation, *, ce_only: bool) -> Tensor:
-    """Class probabilities (N, C): interpolated (Eq. 11), or the CE pathway's for classes the KD head never saw."""
-    if ce_only:
-        return torch.softmax(logits.ce, dim=-1)
-    return at(logits)
