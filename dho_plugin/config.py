@@ -41,7 +41,8 @@ def extend_defaults(section: str, values: dict[str, Any], cfg: CN = cfg_default)
 SHARED: dict[str, dict[str, Any]] = {
     # all, base or new: CoOp's base-to-new split of the classes
     # a list of the labelled images instead of NUM_SHOTS: simclr-1, simclr-10, authors-1, authors-10 (ImageNet), a file
-    "DATASET": {"SUBSAMPLE_CLASSES": "all", "LABELS": ""},
+    # SPLIT_CACHE: labelled images that CoOp has cached for this K and seed are compared with "ours", or used ("coop")
+    "DATASET": {"SUBSAMPLE_CLASSES": "all", "LABELS": "", "SPLIT_CACHE": "ours"},
     "MODEL": {"TOKEN_MERGING": 0},  # tokens that a CLIP ViT merges in each layer when it evaluates (ToMe)
     "TRAINER.DHO": {
         "LAMBDA": 0.5,  # weight of the supervised loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .catalogue import CATALOGUE, CLASSES
 from .digits import Digits, DigitsClean, DigitsConfused, DigitsNoisy
 from .folder import Folder
 from .imagenet import ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
@@ -14,6 +15,8 @@ SHIFTS: dict[str, dict[str, str]] = {
 }
 
 __all__ = [
+    "CATALOGUE",
+    "CLASSES",
     "SHIFTS",
     "Digits",
     "DigitsClean",

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from ..errors import UsageError
 from ..host import DatasetBase, Datum
 from ..registration import register_dataset
+from .split_cache import few_shot
 
 
 def read_classnames(path: Path) -> dict[str, str]:
@@ -137,8 +138,8 @@ class TrainableFolders(ClassFolders):
             raise UsageError(
                 f"{self.dataset_dir}: train and test folders differ in {len(odd)} classes, first {odd[0]!r}"
             )
-        # Drawn by Dassl's own function at the same point as CoOp's dataset, from the same state: the same K shots.
-        labeled = self.generate_fewshot_dataset(train, num_shots=cfg.DATASET.NUM_SHOTS)
+        # Drawn at the same point as in CoOp's dataset, from the same state.
+        labeled = few_shot(self, cfg, {"train": train})["train"]
         labels = class_range(len(ids), cfg.DATASET.SUBSAMPLE_CLASSES)
         self.class_ids = ids[labels.start : labels.stop]
         sets = {"train_x": labeled, "val": val, "test": test}

@@ -67,7 +67,7 @@ def test_default_configuration(dassl: SimpleNamespace) -> None:
     theirs = {k: v for k, v in _flat(dassl.cfg_default).items() if not re.match(r"TRAINER\..*\.", k)}
     ours = {k: v for k, v in _flat(embedded.cfg_default).items() if not re.match(r"TRAINER\..*\.", k)}
     # CoOp's key and ours, added with the trainers and datasets
-    added = ("SUBSAMPLE_CLASSES", "LABELS", "CSV", "CONTENT")
+    added = ("SUBSAMPLE_CLASSES", "LABELS", "CSV", "CONTENT", "SPLIT_CACHE")
     for key in (*(f"DATASET.{name}" for name in added), "MODEL.TOKEN_MERGING"):
         ours.pop(key, None)
     assert ours == theirs

@@ -33,7 +33,12 @@ def _python(host: str, *arguments: str) -> str:
     [
         ("tests/host/contract",),
         ("tests/test_trainers.py", "tests/test_attach.py", "tests/test_datasets.py", "tests/test_cli.py"),
-        ("tests/test_folder.py", "tests/test_digits_dataset.py"),
+        (
+            "tests/test_folder.py",
+            "tests/test_digits_dataset.py",
+            "tests/test_catalogue.py",
+            "tests/test_split_cache.py",
+        ),
     ],
     ids=["contract", "trainers", "datasets"],
 )
