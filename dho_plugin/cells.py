@@ -18,6 +18,7 @@ import torch
 from . import cli
 from ._version import __version__
 from .errors import UsageError
+from .predicting import printable
 from .saved import check_same_settings, settings
 from .shifts import Row
 
@@ -165,7 +166,7 @@ def run_cell(cell: Cell, threads: int) -> Outcome:
             cfg, args = configure(cell)
             accuracies = cli.run(cfg, args)
         except UsageError as error:
-            print(f"error: {error}")
+            print(f"error: {printable(str(error))}")
             return Outcome(cell, {}, f"error: {error}")
         except Exception as error:  # whatever it was, it is reported, and the other cells go on
             traceback.print_exc()

@@ -45,7 +45,7 @@ class ClassList(NamedTuple):
         """
         if wanted.ids == self.ids:
             return None
-        if len(wanted.ids) == len(self.ids) and wanted.names == self.names:
+        if wanted.names == self.names and not set(wanted.ids) <= set(self.ids):
             return None  # ImageNet-V2's folders are label numbers: same list, other spelling of the ids
         position = {id_: row for row, id_ in enumerate(self.ids)}
         missing = [f"{id_} ({name})" for id_, name in zip(wanted.ids, wanted.names, strict=True) if id_ not in position]
@@ -79,6 +79,12 @@ def class_list(dataset: Any) -> ClassList:
     """
     names = tuple(dataset.lab2cname[label] for label in sorted(dataset.lab2cname))
     if hasattr(dataset, "class_ids"):
+        without = [id_ for label, id_ in enumerate(dataset.class_ids) if label not in dataset.lab2cname]
+        if without:  # names are known of labelled images alone, and the classes behind would take each other's
+            raise UsageError(
+                f"{len(without)} of {len(dataset.class_ids)} classes have no labelled image, first {without[0]!r}: add "
+                "some, or remove the class from all sets"
+            )
         return ClassList(tuple(dataset.class_ids), names)
     folders: dict[int, set[str]] = {}
     for item in dataset.train_x:

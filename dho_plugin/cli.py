@@ -31,6 +31,8 @@ from .host import (
     set_random_seed,
     setup_logger,
 )
+from .manifest import finish, is_transductive, named
+from .predicting import printable
 from .protocol import explain
 from .saved import assign, flatten
 from .shifts import Row, evaluate_shifts, load_shifts
@@ -114,7 +116,16 @@ def build_config(args: argparse.Namespace) -> Any:
         cfg.OUTPUT_DIR = str(default_output(cfg, args))
     cfg.freeze()
     _check_wishes(cfg, args)
+    _check_lines(cfg)
     return cfg
+
+
+def _check_lines(cfg: Any) -> None:
+    """Refuse a setting that would break out of its line in a log, and pass for a result there."""
+    for key, value in flatten(cfg).items():
+        for word in value if isinstance(value, list) else [value]:
+            if isinstance(word, str) and printable(word) != word:
+                raise UsageError(f"{key} {word!r}: a control character, expected printable text")
 
 
 def _check_data_flags(args: argparse.Namespace) -> None:
@@ -251,8 +262,15 @@ def run(cfg: Any, args: argparse.Namespace) -> Row:
         accuracy = trainer.last_accuracy
     tested = {} if math.isnan(accuracy) else {"test": accuracy}  # nothing under TEST.NO_TEST
     row = {**tested, **evaluate_shifts(trainer, shifts, Path(cfg.OUTPUT_DIR))}
-    oracle = getattr(getattr(trainer, "interpolation", None), "source", "") == "oracle"
-    return {f"{column} (oracle)": value for column, value in row.items()} if oracle else row
+    trained = trainer.transductive is not None
+    if args.eval_only:
+        trainer.transductive = is_transductive(args.model_dir)
+    row = named(row, trainer.caveats())
+    if trainer.transductive:
+        print(f"TRANSDUCTIVE: the model has learned from test images without their labels: {row}")
+    if trained:
+        finish(Path(cfg.OUTPUT_DIR), results=row)
+    return row
 
 
 # Options that a command gives to stage two and not to the stage one that it runs before.

@@ -43,6 +43,9 @@ SHARED: dict[str, dict[str, Any]] = {
     # a list of the labelled images instead of NUM_SHOTS: simclr-1, simclr-10, authors-1, authors-10 (ImageNet), a file
     # SPLIT_CACHE: labelled images that CoOp has cached for this K and seed are compared with "ours", or used ("coop")
     "DATASET": {"SUBSAMPLE_CLASSES": "all", "LABELS": "", "SPLIT_CACHE": "ours"},
+    # at an image that cannot be read: stop, or skip: training takes the next one, up to one file in a thousand (see
+    # loaders.BAD_IMAGES); evaluations stop in either case, since a result is over the whole test set
+    "INPUT": {"BAD_IMAGES": "stop"},
     "MODEL": {"TOKEN_MERGING": 0},  # tokens that a CLIP ViT merges in each layer when it evaluates (ToMe)
     "TRAINER.DHO": {
         "LAMBDA": 0.5,  # weight of the supervised loss
@@ -53,6 +56,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "BETA": 1.0,  # inference: temperature of the KD head
         "CHOOSE": "fixed",  # or val: search ALPHA and BETA on validation images; oracle: on the test images, and say so
         "UNLABELED": True,  # distil on unlabelled images too
+        "TRANSDUCTIVE": False,  # allow test images, without their labels, in the pool; every result then says so
         "UNLABELED_POOL": "complement",  # or "union": labelled images as well (Algorithm 1, line 7)
         # Steps of an epoch for this trainer and its control alike; 0: one pass over the set of TRAIN.COUNT_ITER
         "STEPS_PER_EPOCH": 0,

@@ -24,6 +24,7 @@ from .embedded import trainer_base as _trainer_base
 from .embedded.checkpoints import convert_trusted_checkpoint
 from .embedded.optim import load_warmup_state_dict, warmup_state_dict
 from .errors import UsageError, did_you_mean
+from .views import read_image as _read_image
 
 _CHOICES = ("auto", "dassl", "embedded")
 _INSTALL = (
@@ -74,6 +75,13 @@ def _has_verbose(init: Callable[..., None]) -> bool:
     return "verbose" in inspect.signature(init).parameters
 
 
+def mend_images() -> list[str]:
+    """Read images as training views do (views.read_image), so that a trainer is trained and evaluated on the same."""
+    tools = importlib.import_module("dassl.utils.tools")
+    _replace_everywhere("read_image", tools.read_image, _read_image)
+    return ["images"]
+
+
 def mend_checkpoints() -> list[str]:
     """Save atomically and plainly, load safely, and let load_model print a checkpoint that has no val_result."""
     torchtools = importlib.import_module("dassl.utils.torchtools")
@@ -97,7 +105,7 @@ def _import_dassl() -> tuple[str, tuple[str, ...]]:
     try:
         stub_wilds()
         importlib.import_module("dassl.engine")
-        mends = (*mend_warmup(), *mend_checkpoints())
+        mends = (*mend_images(), *mend_warmup(), *mend_checkpoints())
     except BaseException:
         for name in set(sys.modules) - before:
             if name.partition(".")[0] == "dassl":
@@ -127,7 +135,7 @@ HOST, MENDS = _choose()
 if TYPE_CHECKING or HOST == "embedded":
     from .embedded.checkpoints import load_checkpoint, load_pretrained_weights, resume_from_checkpoint, save_checkpoint
     from .embedded.config import cfg_default, clean_cfg, get_cfg_default
-    from .embedded.dataset import DatasetBase, Datum, build_dataset, listdir_nohidden, mkdir_if_missing, read_image
+    from .embedded.dataset import DatasetBase, Datum, build_dataset, listdir_nohidden, mkdir_if_missing
     from .embedded.environment import collect_env_info, set_random_seed
     from .embedded.evaluation import build_evaluator, compute_accuracy
     from .embedded.loading import DataManager
@@ -137,6 +145,7 @@ if TYPE_CHECKING or HOST == "embedded":
     from .embedded.registry import DATASET_REGISTRY, EVALUATOR_REGISTRY, TRAINER_REGISTRY, Registry, check_availability
     from .embedded.trainer_base import TrainerBase
     from .embedded.trainers import SimpleTrainer, TrainerX, TrainerXU, build_trainer
+    from .views import read_image
 else:
     from dassl.config import cfg_default, clean_cfg, get_cfg_default
     from dassl.data import DataManager

@@ -6,12 +6,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
 from .host import Datum
-from .views import Order, ViewPolicy, center_view, draw_view, image_key, read_image, render
+from .predicting import printable
+from .views import Order, UnreadableImage, ViewPolicy, center_view, draw_view, image_key, read_image, render
+
+# What INPUT.BAD_IMAGES means for training: stop at a file that cannot be read, or let the next image of the order take
+# its place, up to one file in a thousand of the set (one at least, 100 at most). An evaluation is over the whole set.
+BAD_IMAGES = ("stop", "skip")
 
 
 class Sizes(NamedTuple):
@@ -26,7 +32,11 @@ class ViewSource:
 
     Args:
         paths: image files. root: dataset root, from which images get their identity. sizes, policy, interpolation:
-            what to cut. seed: the run's seed. stream: 0 for labelled, 1 for unlabelled images.
+            what to cut. seed: the run's seed. stream: 0 for labelled, 1 for unlabelled images. bad_images: see
+            BAD_IMAGES.
+
+    Attributes:
+        unreadable: indices of files that batches passed over, as far as they were counted.
     """
 
     def __init__(
@@ -39,8 +49,11 @@ class ViewSource:
         interpolation: InterpolationMode,
         seed: int,
         stream: int,
+        bad_images: str = "stop",
     ) -> None:
         self.paths = list(paths)
+        self.unreadable: set[int] = set()
+        self.allowed = min(100, max(1, len(self.paths) // 1000)) if bad_images == "skip" else 0
         self.root, self.sizes, self.policy, self.interpolation, self.seed = root, sizes, policy, interpolation, seed
         self.order = Order(len(self.paths), seed=seed, stream=stream)
 
@@ -48,12 +61,16 @@ class ViewSource:
         """Views at `count` positions of the endless order.
 
         Returns:
-            "img": uint8 (count, 3, s, s); "img_teacher": uint8 (count, 3, t, t) if asked for; "index": (count,).
+            "img": uint8 (count, 3, s, s); "img_teacher": uint8 (count, 3, t, t) if asked for; "index": (count,);
+            "skipped": indices of files that were passed over, if there are any.
+
+        Raises:
+            UnreadableImage: see BAD_IMAGES.
         """
         student, teacher, indices = [], [], []
+        skipped: set[int] = set()
         for position in range(start, start + count):
-            index, pass_ = self.order[position]
-            image = read_image(self.paths[index])
+            index, pass_, image = self._read(position, skipped)
             key = image_key(self.paths[index], self.root)
             view = draw_view(*image.size, self.policy, seed=self.seed, key=key, pass_=pass_)
             student.append(render(image, view, self.sizes.student, self.interpolation))
@@ -64,7 +81,42 @@ class ViewSource:
         batch = {"img": torch.stack(student), "index": torch.tensor(indices)}
         if teacher:
             batch["img_teacher"] = torch.stack(teacher)
+        if skipped:
+            batch["skipped"] = torch.tensor(sorted(skipped))
         return batch
+
+    def _read(self, position: int, skipped: set[int]) -> tuple[int, int, Image.Image]:
+        """(index, pass, image) at a position or, where its file cannot be read, at the next one that can be."""
+        while True:
+            index, pass_ = self.order[position]
+            try:
+                return index, pass_, read_image(self.paths[index])
+            except UnreadableImage:
+                if not self.allowed or len(self.paths) == 1:
+                    raise
+            skipped.add(index)
+            self._check(skipped)
+            position += 1
+
+    def _check(self, skipped: set[int]) -> None:
+        if len(skipped) > self.allowed:
+            shown = ", ".join(printable(self.paths[index]) for index in sorted(skipped)[:5])
+            raise UnreadableImage(
+                f"{len(skipped)} of {len(self.paths):,} images cannot be read ({shown}), and INPUT.BAD_IMAGES skip "
+                f"passes over {self.allowed} at most: replace the files or remove them from the split"
+            )
+
+    def count(self, batch: dict[str, Any]) -> None:
+        """Take "skipped" out of a batch and count it here, in the main process, whichever worker made the batch.
+
+        Raises:
+            UnreadableImage: more files than BAD_IMAGES allows.
+        """
+        for index in batch.pop("skipped", torch.tensor([])).tolist():
+            if index not in self.unreadable:
+                self.unreadable.add(index)
+                print(f"Passed over, since it cannot be read: {printable(self.paths[index])}")
+        self._check(self.unreadable)
 
 
 class StepBatches(Dataset):
@@ -93,6 +145,18 @@ class StepBatches(Dataset):
             batch["unlabeled"] = self.unlabeled.batch(step * self.unlabeled_size, self.unlabeled_size)
         return batch
 
+    def counted(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch, after both sources have counted in it the files that were passed over."""
+        self.labeled.count(batch)
+        if self.unlabeled is not None:
+            self.unlabeled.count(batch["unlabeled"])
+        return batch
+
+    def unreadable(self) -> list[str]:
+        """The files that were passed over, sorted."""
+        sources = [self.labeled, *([self.unlabeled] if self.unlabeled is not None else [])]
+        return sorted({source.paths[index] for source in sources for index in source.unreadable})
+
 
 class EpochLoader:
     """The training loader that Dassl's loop iterates: `steps` batches an epoch, those of global steps e*steps onward.
@@ -117,7 +181,7 @@ class EpochLoader:
         loader = DataLoader(
             self.batches, batch_size=None, sampler=steps, num_workers=self.workers, pin_memory=self.pin_memory
         )
-        return iter(loader)
+        return map(self.batches.counted, loader)
 
 
 class TestImages(Dataset):

@@ -10,6 +10,8 @@ from typing import Any
 
 from .errors import UsageError
 from .host import Datum, build_dataset
+from .leaks import check_apart, overlap
+from .predicting import printable
 
 POOLS = ("complement", "union")
 
@@ -18,16 +20,20 @@ def _path(item: Datum) -> str:
     return os.path.normpath(os.path.abspath(item.impath))
 
 
-def unlabeled_paths(cfg: Any, labeled: Sequence[Datum], *, pool: str = "complement") -> list[str]:
+def unlabeled_paths(
+    cfg: Any, labeled: Sequence[Datum], test: Sequence[Datum] | None = None, *, pool: str = "complement"
+) -> list[str]:
     """Paths of the images that are used without labels; labels are dropped here, so none can reach a loss.
 
     Args:
         cfg: the run's configuration; cfg.DATASET names the dataset, NUM_SHOTS is ignored.
-        labeled: the labelled training images that the dataset drew.
+        labeled: the labelled training images that the dataset drew. test: the images it is evaluated on, none of which
+            may be in the pool; those of a second build may be others.
         pool: "complement" (the public code: labelled images are left out) or "union" (Algorithm 1, line 7).
 
     Raises:
-        UsageError: K shots leave nothing; or the full set lacks labelled images (a split of another folder).
+        UsageError: K shots leave nothing; or the full set lacks labelled images (a split of another folder); or the
+            pool holds test images, unless TRAINER.DHO.TRANSDUCTIVE allows them.
     """
     everything = cfg.clone()
     everything.defrost()
@@ -53,7 +59,18 @@ def unlabeled_paths(cfg: Any, labeled: Sequence[Datum], *, pool: str = "compleme
             f"{cfg.DATASET.NAME} has {len(paths)} training images and all are labelled, so none is left unlabelled: "
             "lower --shots, or run on labels only (--labels-only)"
         )
+    if not cfg.TRAINER.DHO.TRANSDUCTIVE:
+        check_apart(
+            rest,
+            _paths(test),
+            "unlabelled",
+            "remove them from the training images; or set TRAINER.DHO.TRANSDUCTIVE True, and every result says so",
+        )
     return rest
+
+
+def _paths(items: Sequence[Datum] | None) -> list[str]:
+    return [item.impath for item in items or []]
 
 
 def check_trainable(dataset: Any, *, final_model: str) -> None:
@@ -63,34 +80,46 @@ def check_trainable(dataset: Any, *, final_model: str) -> None:
         dataset: a Dassl dataset. final_model: TEST.FINAL_MODEL.
 
     Raises:
-        UsageError: training or, for "best_val", validation images are test images; or it has no validation images,
-            where Dassl would take the test images instead.
+        UsageError: labelled or, for "best_val", validation images are test images (see leaks.overlap); or it has no
+            validation images, where Dassl would take the test images instead.
     """
-    test = {_path(item) for item in dataset.test or []}
-    if test.intersection(_path(item) for item in dataset.train_x):
+    labeled, test = _paths(dataset.train_x), _paths(dataset.test)
+    if labeled and set(labeled) <= set(test):
         raise UsageError("this dataset is for testing only, its training images are its test images: use --eval-only")
+    check_apart(labeled, test, "labelled", "remove them from the training images")
     if final_model == "best_val" and not dataset.val:
         raise UsageError("TEST.FINAL_MODEL best_val: this dataset has no validation images; use last_step")
-    if final_model == "best_val" and test.intersection(_path(item) for item in dataset.val):
+    if final_model == "best_val" and overlap(_paths(dataset.val), test):
         raise UsageError(
             "TEST.FINAL_MODEL best_val would choose the epoch on test images, since this dataset returns its test set "
             "as validation set: use last_step"
         )
+    if final_model == "best_val":
+        _check_not_learned(dataset, "TEST.FINAL_MODEL best_val")
 
 
 def check_validation(dataset: Any, purpose: str) -> None:
-    """Refuse to choose anything on validation images that are not there, or that are test images.
+    """Refuse to choose anything on validation images that are not there, or that are test or labelled images.
 
     Args:
         dataset: a Dassl dataset. purpose: the setting that asks for them.
     """
     if not dataset.val:
         raise UsageError(f"{purpose}: this dataset has no validation images; take fixed values")
-    test = {_path(item) for item in dataset.test}
-    if test.intersection(_path(item) for item in dataset.val):
+    if overlap(_paths(dataset.val), _paths(dataset.test)):
         raise UsageError(
             f"{purpose}: this dataset returns its test set as validation set, and nothing may be chosen on test "
             "images; take fixed values"
+        )
+    _check_not_learned(dataset, purpose)
+
+
+def _check_not_learned(dataset: Any, purpose: str) -> None:
+    learned = overlap(_paths(dataset.train_x), _paths(dataset.val))
+    if learned:
+        raise UsageError(
+            f"{purpose}: {len(learned):,} validation images are labelled training images, first "
+            f"{printable(learned[0][1])}: remove them from one of the two sets, or choose nothing on them"
         )
 
 
@@ -101,9 +130,9 @@ def check_shots(labeled: Sequence[Datum], shots: int, names: dict[int, str]) -> 
         UsageError: it lists the classes and their counts.
     """
     counts = Counter(item.label for item in labeled)
-    short = [f"{name} ({counts[label]})" for label, name in sorted(names.items()) if counts[label] < shots]
+    short = [f"{printable(name)} ({counts[label]})" for label, name in sorted(names.items()) if counts[label] < shots]
     if shots > 0 and short:
         raise UsageError(
             f"--shots {shots}: {len(short)} classes have fewer training images: {', '.join(short[:8])}"
-            f"{' ...' if len(short) > 8 else ''}. Use at most {min(counts.values())} shots"
+            f"{' ...' if len(short) > 8 else ''}. Use at most {min(counts[label] for label in names)} shots"
         )

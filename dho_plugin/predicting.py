@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from io import TextIOWrapper
@@ -33,6 +34,8 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 SECONDS_BETWEEN_LINES = 5.0
+MAX_PIXELS = 178_956_970  # of an image, 0.5 GiB as RGB: where Pillow too refuses to decode, unless told otherwise
+MAX_ASPECT = 500  # longer over shorter side: brought to a shorter side of 448, such an image has 100 million pixels
 
 Model = Callable[[np.ndarray], dict[str, np.ndarray]]  # uint8 (N, 3, size, size) -> output (N, C) by name
 
@@ -113,13 +116,41 @@ def _below(folder: Path) -> list[Path]:
     return sorted(file for file in files if file.suffix.lower() in SUFFIXES)
 
 
+def open_rgb(path: str | Path) -> Image.Image:
+    """Decode an image file as 8-bit RGB: the one rule for training, evaluation, teacher views and exported models.
+
+    As CoOp and torchvision do it, Pillow converts: a palette is looked up, grey and 1-bit images get three equal
+    channels, CMYK is converted without a colour profile, alpha is dropped (not composited), and of an animation or of
+    several pages the first is taken. The EXIF orientation is ignored. Unlike there, 16-bit grey values are divided by
+    257, where Pillow would cut them off at 255.
+
+    Raises:
+        Refused: more than MAX_PIXELS pixels, or MAX_ASPECT times as long as wide, both said before pixels are decoded;
+            numbers without a known range (32-bit floats; integers beyond 16 bits).
+        Exception: Pillow's, of many kinds, for a file that is truncated, empty, a folder or no image.
+    """
+    with Image.open(path) as image:
+        short, long = sorted(image.size)
+        if short * long > MAX_PIXELS:
+            raise Refused(f"{image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} that are decoded")
+        if long > MAX_ASPECT * short:
+            raise Refused(f"{image.width} x {image.height} pixels, more than {MAX_ASPECT} times as long as wide")
+        if image.mode == "F":
+            raise Refused("its pixels are floating-point numbers of no known range: save it with 8 bits")
+        if image.mode.startswith("I"):
+            values = np.asarray(image)
+            if values.min() < 0 or values.max() > 65535:
+                raise Refused("its pixels are integers of more than 16 bits: save it with 8 bits")
+            return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+        return image.convert("RGB")
+
+
 def read_view(path: Path, size: int, interpolation: str) -> np.ndarray:
     """Open an image as RGB, bring its shorter side to `size`, cut out the centre: uint8 (3, size, size).
 
     To the bit what torchvision's resize and center_crop make of it.
     """
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
+    image = open_rgb(path)
     width, height = image.size
     short, long = min(width, height), max(width, height)
     longer = int(size * long / short)
@@ -185,16 +216,27 @@ def first(probabilities: np.ndarray, config: dict[str, Any], count: int) -> list
 # Writing
 
 
+def printable(text: str) -> str:
+    """Text that stays on its line and can be encoded: control characters and lone surrogates are escaped.
+
+    A class name or a path may hold a line break, and what follows it would read as a line of ours.
+    """
+    odd = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in odd else char for char in text
+    )
+
+
 def write_text(records: Iterable[dict[str, Any]], out: TextIO, config: dict[str, Any], explain: bool) -> None:
     """A line for each image, with `explain` a second one; a name that several classes have stands with its id."""
     names = config["classes"]["names"]
 
     def shown(found: dict[str, Any]) -> str:
-        same = f" ({found['id']})" if names.count(found["name"]) > 1 else ""
-        return f"{found['name']}{same} {100 * found['probability']:.1f} %"
+        same = f" ({printable(found['id'])})" if names.count(found["name"]) > 1 else ""
+        return f"{printable(found['name'])}{same} {100 * found['probability']:.1f} %"
 
     for one in records:
-        print(f"{one['image']}: {', '.join(map(shown, one['top']))}", file=out)
+        print(f"{printable(one['image'])}: {', '.join(map(shown, one['top']))}", file=out)
         if explain:
             verdict = "they agree" if one["agree"] else "they differ"
             print(f"    CE head: {shown(one['ce'])}; KD head: {shown(one['kd'])}; {verdict}", file=out)
@@ -308,7 +350,7 @@ def run(args: argparse.Namespace, load: Callable[[Path], Model]) -> int:
     with destination(args.output) as out:
         FORMATS[args.format](readable(), out, config, args.explain)
     for problem in problems:
-        print(f"skipped {problem}", file=sys.stderr)
+        print(f"skipped {printable(problem)}", file=sys.stderr)
     return 1 if problems else 0
 
 

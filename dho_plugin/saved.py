@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from .errors import UsageError
 from .host import TRAINER_REGISTRY, cfg_default, load_checkpoint
 
 RECORD = "config.yaml"
-MANIFEST = "manifest.json"
 # Settings that may differ between a run and its continuation.
 FREE = (
     "OUTPUT_DIR",
     "RESUME",
     "DATASET.ROOT",
     "DATALOADER.NUM_WORKERS",
+    "INPUT.BAD_IMAGES",
     "VERBOSE",
     "USE_CUDA",
     "TRAIN.PRINT_FREQ",
@@ -82,23 +81,10 @@ def settings(cfg: Any) -> dict[str, Any]:
     return flat
 
 
-def write_record(cfg: Any, folder: Path, labeled: Sequence[Any]) -> None:
-    """Leave in the output folder the settings, and which images were labelled (Dassl items)."""
+def write_record(cfg: Any, folder: Path) -> None:
+    """Leave the settings in the output folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).write_text(yaml.safe_dump(settings(cfg)), encoding="utf-8")
-    manifest = {"labeled": labeled_part(labeled, cfg.DATASET.ROOT)}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
-def labeled_part(items: Sequence[Any], root: str) -> dict[str, Any]:
-    """Number and hash of labelled images, by their paths below the datasets' root and their labels, in any order."""
-    base = Path(root).expanduser().absolute()
-    lines = []
-    for item in items:
-        path = Path(item.impath).absolute()
-        shown = path.relative_to(base) if path.is_relative_to(base) else path
-        lines.append(f"{shown.as_posix()} {item.label}")
-    return {"images": len(lines), "sha256": hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()}
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from .host import set_random_seed
 from .labels import build_labeled_dataset
 from .pool import check_shots, check_trainable, check_validation
 from .precision import Precision
+from .predicting import printable
 from .report import Table, markdown
 from .runs import is_run
 from .teacher_advice import BINS, COARSE, Advice, Examination, advise, error_sentences, examine, percent
@@ -82,7 +83,7 @@ def _answers(teacher: nn.Module, loader: Any, precision: Precision, device: torc
 
 def shown_names(classes: ClassList) -> list[str]:
     """Class names, with the id where two classes share one."""
-    names = classes.names
+    names = [printable(name) for name in classes.names]
     return [name if names.count(name) == 1 else f"{name} ({id_})" for id_, name in zip(classes.ids, names, strict=True)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from .errors import UsageError
 from .heads import build_head
+from .manifest import labeled_part, prompts_digest, read
 from .runs import is_run, load_run
-from .saved import MANIFEST, labeled_part
 from .towers import VLM
 from .vlm import find_vlm
 
@@ -59,6 +58,7 @@ class ZeroShotTeacher(Teacher):
         self.size, self.width = vlm.image.size, vlm.width
         self.texts = vlm.class_embeddings(names, templates)
         self.head = build_head("cosine", vlm.width, len(names), class_embeddings=self.texts, scale=1 / zeta)
+        self.prompts_sha256 = prompts_digest(templates, names)
         self.requires_grad_(False)
 
     @torch.no_grad()
@@ -130,8 +130,7 @@ def load_run_teacher(cfg: Any, labeled: Sequence[Any]) -> RunTeacher:
     """
     folder, wanted = Path(cfg.TRAINER.DHO.TEACHER.NAME).expanduser(), labeled_part(labeled, cfg.DATASET.ROOT)
     if not cfg.TRAINER.DHO.TEACHER.OTHER_LABELS:
-        path = folder / MANIFEST
-        there = json.loads(path.read_text(encoding="utf-8"))["labeled"] if path.is_file() else None
+        there = read(folder).get("labeled")
         if there != wanted:
             seen = f"{there['images']} labelled images of hash {there['sha256'][:12]}" if there else "unknown images"
             raise UsageError(

@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from .errors import UsageError
 from .hashing import hash64, uniform
+from .predicting import open_rgb, printable
 
 INTERPOLATIONS = {
     "bilinear": InterpolationMode.BILINEAR,
@@ -56,7 +57,9 @@ def image_key(path: str | Path, root: str | Path) -> int:
         relative = Path(path).absolute().relative_to(Path(root).expanduser().absolute()).as_posix()
     except ValueError:
         relative = Path(path).name
-    return int.from_bytes(hashlib.blake2b(relative.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(relative.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little"
+    )
 
 
 def permutation(size: int, *, seed: int, stream: int, pass_: int) -> np.ndarray:
@@ -107,18 +110,32 @@ def draw_view(width: int, height: int, policy: ViewPolicy, *, seed: int, key: in
     return View((width - w) // 2, (height - h) // 2, w, h, flip)
 
 
-def read_image(path: str) -> Image.Image:
-    """Open an image as RGB.
+class UnreadableImage(UsageError):
+    """A file that is missing, no image, cut off, or of a kind that is refused.
+
+    torch hands an error of a loader worker over as text with its traceback, of which only the message is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Open an image as 8-bit RGB, by the rule of predicting.open_rgb, which exported models have too.
+
+    In short: Pillow's convert("RGB") as in CoOp; alpha dropped, first frame of an animation, EXIF orientation ignored;
+    16-bit grey scaled to 8 bits; no image of more than 179 million pixels or 500 times as long as wide.
 
     Raises:
-        UsageError: the file is missing or no image; it names the file.
+        UnreadableImage: the file cannot be decoded so; the message names it. INPUT.BAD_IMAGES says what training then
+            does, an evaluation always stops.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UsageError(
-            f"cannot read the image {path}: {error}. Replace the file or remove it from the split"
+        return open_rgb(path)
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
+        raise UnreadableImage(
+            f"cannot read the image {printable(str(path))}: {printable(str(error) or type(error).__name__)}. Replace "
+            "the file or remove it from the split; INPUT.BAD_IMAGES skip lets training pass over a few such files"
         ) from error
 
 

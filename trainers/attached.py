@@ -22,9 +22,11 @@ from ..errors import UsageError, check_choice
 from ..heads import DualHeadLogits
 from ..hooks import FeatureTap, GradientJoin, Reading
 from ..host import TrainerX, build_lr_scheduler, build_optimizer
-from ..loaders import EpochLoader
+from ..loaders import BAD_IMAGES, EpochLoader
+from ..manifest import begin, finish, named
 from ..pool import check_trainable
 from ..precision import Precision
+from ..predicting import printable
 from ..saved import best_so_far, prepare_resume, read_checkpoint, write_record
 from ..teachers import Teacher
 from ..views import INTERPOLATIONS
@@ -50,6 +52,7 @@ class AttachedDHO(TrainerX):
 
     kd_encoder = "image_encoder"
     kd_ce_only = False  # set where a test set has classes that the KD head never saw
+    kd_result: Any = None  # what the host's last test() returned
     kd_rows: Tensor | None = None  # the KD head's rows of the dataset at hand, None for all
 
     # Data
@@ -60,6 +63,7 @@ class AttachedDHO(TrainerX):
         if cfg.TRAINER.DHO.CHOOSE != "fixed":
             raise UsageError(f"TRAINER.DHO.CHOOSE {cfg.TRAINER.DHO.CHOOSE}: an attached trainer takes fixed values")
         check_choice("INPUT.INTERPOLATION", cfg.INPUT.INTERPOLATION, INTERPOLATIONS)
+        check_choice("INPUT.BAD_IMAGES", cfg.INPUT.BAD_IMAGES, BAD_IMAGES)
         check_choice("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, COUNTS)
         if len(set(cfg.INPUT.SIZE)) > 1 or cfg.DATALOADER.K_TRANSFORMS > 1:
             raise UsageError(
@@ -86,7 +90,7 @@ class AttachedDHO(TrainerX):
         paths, labels = [item.impath for item in items], [item.label for item in items]
         size = self.kd_teacher.size
         loaders = DataManager(self.cfg, self.dm.dataset, size=self.cfg.INPUT.SIZE[0])
-        extra = distilled_paths(self.cfg, items)
+        extra = distilled_paths(self.cfg, self.dm.dataset)
         return loaders.training_loader(paths, labels, extra, teacher_size=size, seed=self.kd_seed)
 
     def kd_normalize(self, images: Tensor) -> Tensor:
@@ -145,7 +149,34 @@ class AttachedDHO(TrainerX):
         self.best_result = self.best_result if best is None else best
         if self.start_epoch == 0 and self.cfg.TRAINER.DHO.HEAD.INIT != "kaiming":
             self._kd_start_from_texts()
-        write_record(self.cfg, Path(self.cfg.OUTPUT_DIR), self.dm.dataset.train_x)
+        write_record(self.cfg, Path(self.cfg.OUTPUT_DIR))
+        self.kd_transductive = begin(
+            self.cfg,
+            self.dm.dataset,
+            self.train_loader_x.batches,
+            teacher=self.kd_teacher,
+            teacher_name=self.cfg.TRAINER.DHO.TEACHER.NAME,
+            seed=self.kd_seed,
+            resumed=self.start_epoch > 0,
+        )
+
+    def after_train(self) -> None:
+        super().after_train()
+        skipped = self.train_loader_x.batches.unreadable()
+        if skipped:
+            print(f"{len(skipped)} images could not be read and were passed over (INPUT.BAD_IMAGES skip)")
+        known = isinstance(self.kd_result, float) and not self.cfg.TEST.NO_TEST
+        row = {"test": float(self.kd_result)} if known else {}
+        results = named(row, ["transductive"] * self.kd_transductive)
+        if self.kd_transductive:
+            print(f"TRANSDUCTIVE: {results}")
+        chosen = {"alpha": given(self.cfg).alpha, "beta": given(self.cfg).beta, "chosen": "fixed"}
+        finish(Path(self.cfg.OUTPUT_DIR), interpolation=chosen, skipped=skipped, results=results)
+
+    def test(self, *args: Any, **keywords: Any) -> Any:
+        """As the host does; its last result goes into the manifest."""
+        self.kd_result = super().test(*args, **keywords)
+        return self.kd_result
 
     def _kd_start_from_texts(self) -> None:
         """Language-aware initialisation; "text" from MODEL.BACKBONE.NAME where that is a CLIP model of this width."""
@@ -157,7 +188,8 @@ class AttachedDHO(TrainerX):
                 if vlm.width != self.kd_width:
                     raise UsageError(f"{vlm.name}'s are {vlm.width} wide and its image features {self.kd_width}")
             except UsageError as reason:
-                print(f"KD head: Kaiming initialisation, since the student's text features are not at hand: {reason}")
+                why = printable(str(reason))
+                print(f"KD head: Kaiming initialisation, since the student's text features are not at hand: {why}")
                 return
             texts = vlm.class_embeddings(self.kd_classes.names, (self.kd_template,))
         self.kd_head.load_state_dict(build_kd_head(self.cfg, self.kd_width, self.kd_classes, texts).state_dict())
@@ -245,4 +277,4 @@ class AttachedDHO(TrainerX):
             self.kd_rows, self.kd_ce_only = trained_on.rows(self.kd_classes), False
         except UsageError as reason:
             self.kd_ce_only = True
-            print(CE_ALONE.format(reason))
+            print(CE_ALONE.format(printable(str(reason))))

@@ -28,12 +28,14 @@ from ..host import (
     compute_accuracy,
 )
 from ..labels import build_labeled_dataset
-from ..loaders import EpochLoader
+from ..loaders import BAD_IMAGES, EpochLoader
 from ..losses import supervised_loss
+from ..manifest import begin, finish, named
 from ..pool import check_shots, check_trainable
 from ..precision import CHOICES as PRECISIONS
 from ..precision import Precision
-from ..saved import best_so_far, prepare_resume, read_checkpoint, write_record
+from ..predicting import printable
+from ..saved import best_so_far, flatten, prepare_resume, read_checkpoint, write_record
 from ..tome import TokenMergingVLM
 from ..towers import VLM, ImageEncoder
 from ..views import INTERPOLATIONS
@@ -57,6 +59,7 @@ class MethodTrainer(TrainerX):
     folder_config = ""  # the same for the dataset `folder`, where it is another
     teacher_key = ""  # the configuration key that names the model it learns from, if it learns from one
     trains_student = False  # whether the student's own weights are trained, which half precision must leave alone
+    transductive: bool | None = None  # whether it learns from test images without their labels; None until it learns
     stage_one = ""  # the trainer whose output folder it starts from, if it starts from one
 
     # What a method supplies
@@ -110,6 +113,7 @@ class MethodTrainer(TrainerX):
     def check_cfg(self, cfg: Any) -> None:
         """Refuse a misspelt choice before anything is read."""
         check_choice("INPUT.INTERPOLATION", cfg.INPUT.INTERPOLATION, INTERPOLATIONS)
+        check_choice("INPUT.BAD_IMAGES", cfg.INPUT.BAD_IMAGES, BAD_IMAGES)
         check_choice("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, COUNTS)
         check_choice(f"TRAINER.{self.section}.PREC", cfg.TRAINER[self.section].PREC, PRECISIONS)
 
@@ -124,7 +128,7 @@ class MethodTrainer(TrainerX):
         self.train_loader_u = None
         self.val_loader, self.test_loader = self.dm.val_loader, self.dm.test_loader
         self.num_classes, self.num_source_domains = self.dm.num_classes, self.dm.num_source_domains
-        self.lab2cname = self.dm.lab2cname
+        self.lab2cname = {label: printable(name) for label, name in self.dm.lab2cname.items()}  # for the log
 
     @cached_property
     def train_loader_x(self) -> EpochLoader:
@@ -157,7 +161,16 @@ class MethodTrainer(TrainerX):
         super().before_train()
         best = best_so_far(cfg, names) if self.start_epoch else None
         self.best_result = self.best_result if best is None else best
-        write_record(cfg, Path(cfg.OUTPUT_DIR), dataset.train_x)
+        write_record(cfg, Path(cfg.OUTPUT_DIR))
+        self.transductive = begin(
+            cfg,
+            dataset,
+            self.train_loader_x.batches,
+            teacher=self.taught_by(),
+            teacher_name=flatten(cfg).get(self.teacher_key, ""),
+            seed=self.view_seed,
+            resumed=self.start_epoch > 0,
+        )
 
     def before_epoch(self) -> None:
         super().before_epoch()
@@ -167,6 +180,14 @@ class MethodTrainer(TrainerX):
         if self.epoch + 1 == self.max_epoch or self.cfg.TEST.FINAL_MODEL == "best_val":
             self.settle()
         super().after_epoch()
+
+    def taught_by(self) -> Any:
+        """The teacher that it learns from (teachers.Teacher), None for none."""
+        return None
+
+    def interpolated(self) -> dict[str, Any] | None:
+        """Alpha, beta and who chose them ("fixed", "val", "oracle"), where answers are interpolated."""
+        return None
 
     def settle(self) -> None:
         """Choose what is chosen on validation images once the weights stand, before they are evaluated and saved."""
@@ -306,6 +327,17 @@ class MethodTrainer(TrainerX):
         # Dassl was renamed from "Finished" to "Finish training"; result parsers of either age must find their line.
         print("Finished training")
         super().after_train()
+        skipped = self.train_loader_x.batches.unreadable()
+        if skipped:
+            print(f"{len(skipped)} images could not be read and were passed over (INPUT.BAD_IMAGES skip)")
+        row = {} if math.isnan(self.last_accuracy) else {"test": self.last_accuracy}  # nothing under TEST.NO_TEST
+        results = named(row, self.caveats())
+        finish(Path(self.cfg.OUTPUT_DIR), interpolation=self.interpolated(), skipped=skipped, results=results)
+
+    def caveats(self) -> list[str]:
+        """What every result has to say of itself."""
+        oracle = (self.interpolated() or {}).get("chosen") == "oracle"
+        return ["oracle"] * oracle + ["transductive"] * bool(self.transductive)
 
     # Checkpoints
 
@@ -368,7 +400,8 @@ class MethodTrainer(TrainerX):
         quiet.defrost()
         quiet.VERBOSE = False
         quiet.OUTPUT_DIR = output or quiet.OUTPUT_DIR
-        self.evaluator = build_evaluator(quiet, lab2cname=dataset.lab2cname)
+        shown = {label: printable(name) for label, name in dataset.lab2cname.items()}
+        self.evaluator = build_evaluator(quiet, lab2cname=shown)
         try:
             yield
         finally:

@@ -62,6 +62,9 @@ class CasPL(WithoutLabels):
     def teacher_size(self) -> int:
         return self.senior.vlm.image.size
 
+    def taught_by(self) -> ZeroShotTeacher:
+        return self.senior
+
     def build_backbone(self) -> nn.Module:
         caspl = self.cfg.TRAINER.CASPL
         text = {"n_text": caspl.N_CTX_TEXT, "depth_text": caspl.PROMPT_DEPTH_TEXT, "ctx_init": caspl.CTX_INIT}

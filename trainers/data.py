@@ -80,7 +80,8 @@ class DataManager:
         """Steps of an epoch by TRAIN.COUNT_ITER; a row without unlabelled images takes as many as its companions."""
         counts = {"train_x": labeled_steps}
         if self.cfg.TRAIN.COUNT_ITER != "train_x":
-            pool = unlabeled_paths(self.cfg, self.dataset.train_x, pool=self.cfg.TRAINER.DHO.UNLABELED_POOL)
+            kind = self.cfg.TRAINER.DHO.UNLABELED_POOL
+            pool = unlabeled_paths(self.cfg, self.dataset.train_x, self.dataset.test, pool=kind)
             if len(pool) < unlabeled_size:
                 print(f"{len(pool)} unlabelled images make no batch: an epoch is a pass over the labelled ones")
             else:
@@ -97,6 +98,7 @@ class DataManager:
             interpolation=self.interpolation,
             seed=seed,
             stream=stream,
+            bad_images=self.cfg.INPUT.BAD_IMAGES,
         )
 
 

@@ -15,6 +15,7 @@ from ..heads import DualHeadLogits
 from ..interpolation import search_alpha_beta
 from ..losses import DualHeadLoss
 from ..pool import check_validation, unlabeled_paths
+from ..predicting import printable
 from ..saved import read_checkpoint
 from ..student import DualHeadStudent
 from ..teachers import Teacher, find_teacher
@@ -48,7 +49,7 @@ class Distils(MethodTrainer):
         check_section(cfg)
 
     def unlabeled_paths(self) -> list[str]:
-        return distilled_paths(self.cfg, self.dm.dataset.train_x)
+        return distilled_paths(self.cfg, self.dm.dataset)
 
     def teacher_size(self) -> int | None:
         return self.teacher.size
@@ -58,6 +59,9 @@ class Distils(MethodTrainer):
         """Loaded when training starts: an evaluation needs no teacher."""
         items = self.dm.dataset.train_x
         return build_teacher(self.cfg, self.classes, self.templates(), items, self.precision, self.device)
+
+    def taught_by(self) -> Teacher:
+        return self.teacher
 
     def all_images(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The labelled and then the unlabelled images of a batch, normalised, in one tensor; and the labels."""
@@ -78,7 +82,8 @@ class WithoutLabels(MethodTrainer):
         check_unlabeled(self, cfg)
 
     def training_images(self) -> tuple[list[str], list[int]]:
-        paths = unlabeled_paths(self.cfg, self.dm.dataset.train_x, pool=self.pool)
+        dataset = self.dm.dataset
+        paths = unlabeled_paths(self.cfg, dataset.train_x, dataset.test, pool=self.pool)
         if not paths:
             raise UsageError(
                 f"no image is left for {type(self).__name__}, which uses no label: give --shots or --labels"
@@ -164,7 +169,7 @@ class DHO(Distils):
             if bound:
                 raise
             self.ce_only = True
-            print(CE_ALONE.format(reason))
+            print(CE_ALONE.format(printable(str(reason))))
 
     def loaded_parts(self) -> list[str]:
         left_out = {INTERPOLATION, *(["kd_head"] if self.ce_only else [])}
@@ -198,6 +203,10 @@ class DHO(Distils):
         self.interpolation.alpha, self.interpolation.beta, self.interpolation.source = *best[:2], wanted
         where = f"{len(labels):,} validation images" if wanted == "val" else "the TEST images: an oracle, not a result"
         print(f"alpha {best.alpha:g} and beta {best.beta:g}, {best.accuracy:.1f} % on {where}")
+
+    def interpolated(self) -> dict[str, Any] | None:
+        at = self.interpolation
+        return None if self.ce_only else {"alpha": at.alpha, "beta": at.beta, "chosen": at.source}
 
     def class_logits(self, images: Tensor) -> Tensor:
         return self.model_inference(images).clamp_min(torch.finfo(torch.float32).tiny).log()

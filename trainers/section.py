@@ -51,10 +51,10 @@ def check_unlabeled(trainer: Any, cfg: Any) -> None:
         raise UsageError(f"{type(trainer).__name__} needs unlabelled images: leave out --labels-only (DHO.UNLABELED)")
 
 
-def distilled_paths(cfg: Any, labeled: Sequence[Any]) -> list[str]:
-    """The images that are distilled on without labels, none under UNLABELED False; `labeled` are Dassl items."""
+def distilled_paths(cfg: Any, dataset: Any) -> list[str]:
+    """The images that are distilled on without labels, none under UNLABELED False; `dataset` is the run's own."""
     dho = cfg.TRAINER.DHO
-    return unlabeled_paths(cfg, labeled, pool=dho.UNLABELED_POOL) if dho.UNLABELED else []
+    return unlabeled_paths(cfg, dataset.train_x, dataset.test, pool=dho.UNLABELED_POOL) if dho.UNLABELED else []
 
 
 def build_teacher(

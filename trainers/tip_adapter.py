@@ -80,6 +80,7 @@ class TipAdapterF(MethodTrainer):
         total = torch.zeros(len(labels), self.student.width, device=self.device)
         for start in tqdm(range(0, wanted, BATCH), disable=None, desc="cache"):
             batch = source.batch(start, min(BATCH, wanted - start))
+            source.count(batch)
             features = self.unit_features(self.student.normalize(batch["img"].to(self.device)))
             total.index_add_(0, batch["index"].to(self.device), features)
         self.adapter.fill(F.normalize(total, dim=-1), labels.to(self.device))
@@ -102,6 +103,10 @@ class TipAdapterF(MethodTrainer):
             f"alpha {float(self.adapter.alpha):g} and beta {float(self.adapter.beta):g}, {accuracy:.1f} % on "
             f"{len(labels):,} validation images"
         )
+
+    def interpolated(self) -> dict[str, Any]:
+        alpha, beta = float(self.adapter.alpha), float(self.adapter.beta)
+        return {"alpha": alpha, "beta": beta, "chosen": self.cfg.TRAINER.TIPADAPTER.CHOOSE}
 
 
 @register_trainer

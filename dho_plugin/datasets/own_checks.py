@@ -6,16 +6,18 @@ import hashlib
 import os
 from collections.abc import Sequence
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
 from ..errors import UsageError
+from ..leaks import MAX_COMPARED, overlap, state
+from ..predicting import printable
 
 SPLITS = ("train", "val", "test")
-# In larger sets files are not opened before they are needed, and compared by path alone.
-MAX_OPENED = 20_000
+MAX_OPENED = MAX_COMPARED
 
 
 class Entry(NamedTuple):
@@ -54,20 +56,17 @@ def check_files(entries: Sequence[Entry], root: Path) -> None:
     few = len(entries) <= MAX_OPENED
     if not few:
         print(f"{len(entries):,} files: more than {MAX_OPENED:,} are not compared by content, only by path")
-    bad = [entry.path for entry in entries if few and not _opens(*_state(entry.path))]
+    bad = [entry.path for entry in entries if few and not _opens(*state(entry.path))]
     if bad:
-        raise UsageError(f"{len(bad)} files are no images that can be read, first {bad[0]}: remove or replace them")
-    sizes: dict[int, set[str]] = {}
-    for entry in entries:
-        sizes.setdefault(os.path.getsize(entry.path), set()).add(entry.split)
-    first: dict[str, Entry] = {}
-    twice = []
-    for entry in entries:
-        if few and len(sizes[os.path.getsize(entry.path)]) == 1:
-            continue  # nothing of this size stands in another set
-        known = first.setdefault(_digest(*_state(entry.path)) if few else os.path.realpath(entry.path), entry)
-        if known.split != entry.split:
-            twice.append(f"{os.path.relpath(known.path, root)} = {os.path.relpath(entry.path, root)}")
+        raise UsageError(
+            f"{len(bad)} files are no images that can be read, first {printable(bad[0])}: remove or replace them"
+        )
+    sets = [[entry.path for entry in entries if entry.split == split] for split in SPLITS]
+    twice = [
+        printable(f"{os.path.relpath(one, root)} = {os.path.relpath(other, root)}")
+        for pair in combinations(sets, 2)
+        for one, other in overlap(*pair, content=few)
+    ]
     if twice:
         raise UsageError(
             f"{len(twice)} images stand in two of training, val and test: {'; '.join(twice[:5])}"
@@ -75,17 +74,7 @@ def check_files(entries: Sequence[Entry], root: Path) -> None:
         )
 
 
-def _state(path: str) -> tuple[str, int, int]:
-    status = os.stat(path)
-    return path, status.st_size, status.st_mtime_ns
-
-
 @cache  # a run reads its data set several times
-def _digest(path: str, size: int, changed: int) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-@cache
 def _opens(path: str, size: int, changed: int) -> bool:
     try:
         with Image.open(path):

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from yacs.config import CfgNode
 
 from ..errors import UsageError
 from .registry import DATASET_REGISTRY, build
+
+
+class NoSuchFile(UsageError, FileNotFoundError):
+    """An image that is not there, or is no file."""
 
 
 class Datum:
@@ -32,7 +35,7 @@ class Datum:
     # The attribute names are part of CoOp's few-shot cache files, which are pickles of these objects.
     def __init__(self, impath: str = "", label: int = 0, domain: int = 0, classname: str = "") -> None:
         if not os.path.isfile(impath):
-            raise FileNotFoundError(f"no image file {impath!r}; check DATASET.ROOT and the dataset's folder layout")
+            raise NoSuchFile(f"no image file {impath!r}; check DATASET.ROOT and the dataset's folder layout")
         self._impath = impath
         self._label = label
         self._domain = domain
@@ -179,12 +182,6 @@ class DatasetBase:
 def build_dataset(cfg: CfgNode) -> Any:
     """Build the dataset named by DATASET.NAME."""
     return build(DATASET_REGISTRY, cfg.DATASET.NAME, cfg)
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """Read an image file as RGB."""
-    with Image.open(path) as image:
-        return image.convert("RGB")
 
 
 def listdir_nohidden(path: str | Path, sort: bool = False) -> list[str]:

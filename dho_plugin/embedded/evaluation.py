@@ -11,6 +11,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..errors import UsageError
+from ..predicting import printable
 from .registry import EVALUATOR_REGISTRY, build
 
 
@@ -109,7 +110,7 @@ class Classification(EvaluatorBase):
             if total == 0:
                 continue
             accuracies.append(100.0 * correct / total)
-            name = f"{label} ({self._lab2cname[label]})"
+            name = f"{label} ({printable(self._lab2cname[label])})"
             print(f"* class: {name}\ttotal: {total:,}\tcorrect: {correct:,}\tacc: {accuracies[-1]:.1f}%")
         mean = sum(accuracies) / len(accuracies)
         print(f"* average: {mean:.1f}%")

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Sequen
 from yacs.config import CfgNode
 
 from ..errors import UsageError, did_you_mean
-from .dataset import Datum, build_dataset, read_image
+from ..views import read_image
+from .dataset import Datum, build_dataset
 from .transforms import build_transform, interpolation, normalize
 
 _SAMPLERS: dict[str, Callable[[Any], Sampler[int]]] = {
