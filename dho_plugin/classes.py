@@ -76,6 +76,9 @@ def class_list(dataset: Any) -> ClassList:
 
     Args:
         dataset: a Dassl DatasetBase; its training images are looked at.
+
+    Raises:
+        UsageError: a class that no labelled image has, so that the names and logits behind it would be another's.
     """
     names = tuple(dataset.lab2cname[label] for label in sorted(dataset.lab2cname))
     if hasattr(dataset, "class_ids"):
@@ -86,6 +89,7 @@ def class_list(dataset: Any) -> ClassList:
                 "some, or remove the class from all sets"
             )
         return ClassList(tuple(dataset.class_ids), names)
+    _check_labels(dataset)
     folders: dict[int, set[str]] = {}
     for item in dataset.train_x:
         folders.setdefault(item.label, set()).add(os.path.basename(os.path.dirname(item.impath)))
@@ -93,6 +97,14 @@ def class_list(dataset: Any) -> ClassList:
     if len(ids) == len(set(ids)) == len(names) and all(WNID.fullmatch(id_) for id_ in ids):
         return ClassList(tuple(ids), names)
     return ClassList(names, names)
+
+
+def _check_labels(dataset: Any) -> None:
+    known = dataset.lab2cname.keys()
+    wanted = {item.label for items in (dataset.val, dataset.test) for item in items or []}
+    missing = sorted({*range(max(known)), *wanted} - known)
+    if missing:
+        raise UsageError(f"{len(missing)} classes have no labelled image, first label {missing[0]}: add some")
 
 
 class KnowsClasses(nn.Module):

@@ -36,6 +36,7 @@ from .predicting import printable
 from .protocol import explain
 from .saved import assign, flatten
 from .shifts import Row, evaluate_shifts, load_shifts
+from .trainers.section import check_dataset
 from .vlm import find_vlm
 
 
@@ -47,11 +48,14 @@ def parser() -> argparse.ArgumentParser:
     )
     short = p.add_argument_group("short forms")
     short.add_argument("--dataset", default="", help="dataset by the name of its file in configs/datasets")
-    short.add_argument("--data", default="", help="images of one's own: DIR with labeled/CLASS, or a CSV file")
+    short.add_argument("--data", default="", help="images of one's own: DIR with train/CLASS or CLASS, or a CSV file")
+    short.add_argument("--template", default="", help="prompt with {} for the class name (DATASET.TEMPLATE)")
     short.add_argument("--preset", default="paper", choices=PRESETS, help="the paper's settings or its public scripts'")
     short.add_argument("--explain", action="store_true", help="say what the run would do, and do nothing")
     short.add_argument(
-        "--labels", default="", help="instead of --shots: simclr-1, simclr-10, authors-1, authors-10 or a file"
+        "--labels",
+        default="",
+        help="instead of --shots: simclr-1, simclr-10, authors-1, authors-10, a list or another run's split.json",
     )
     short.add_argument("--shots", type=int, help="labelled images a class (DATASET.NUM_SHOTS); -1 for all")
     short.add_argument(
@@ -105,6 +109,7 @@ def build_config(args: argparse.Namespace) -> Any:
         raise UsageError(
             f"unknown dataset {cfg.DATASET.NAME!r}: expected one of {names}.{did_you_mean(cfg.DATASET.NAME, names)}"
         )
+    check_dataset(cfg)
     if not cfg.DATASET.ROOT:
         if not getattr(DATASET_REGISTRY.get(cfg.DATASET.NAME), "draws_itself", False):
             raise UsageError(f"no --root: give the folder that holds {cfg.DATASET.NAME}'s own folder")
@@ -198,6 +203,7 @@ def _merge_flags(cfg: Any, args: argparse.Namespace) -> None:
         "MODEL.HEAD.NAME": args.head,
         "DATASET.NUM_SHOTS": args.shots,
         "DATASET.LABELS": args.labels,
+        "DATASET.TEMPLATE": args.template,
         "MODEL.TOKEN_MERGING": args.tome,
         "TRAINER.DHO.TEACHER.NAME": args.teacher,
         "TRAINER.CASPL.SENIOR": args.teacher,

@@ -41,8 +41,20 @@ def extend_defaults(section: str, values: dict[str, Any], cfg: CN = cfg_default)
 SHARED: dict[str, dict[str, Any]] = {
     # all, base or new: CoOp's base-to-new split of the classes
     # a list of the labelled images instead of NUM_SHOTS: simclr-1, simclr-10, authors-1, authors-10 (ImageNet), a file
+    # (names of images, or split.json of another run)
     # SPLIT_CACHE: labelled images that CoOp has cached for this K and seed are compared with "ours", or used ("coop")
-    "DATASET": {"SUBSAMPLE_CLASSES": "all", "LABELS": "", "SPLIT_CACHE": "ours"},
+    # TEMPLATE: the prompt of the classes with "{}" for the name, of student and zero-shot teacher; empty: CoOp's own
+    # FEW: at a class of fewer than K images stop, or clip: take all that it has
+    # TEST_COPIES: at training images that have the bytes of test images stop, or allow: a benchmark's own duplicates;
+    # of these the unlabelled ones are left out
+    "DATASET": {
+        "SUBSAMPLE_CLASSES": "all",
+        "LABELS": "",
+        "SPLIT_CACHE": "ours",
+        "TEMPLATE": "",
+        "FEW": "stop",
+        "TEST_COPIES": "stop",
+    },
     # at an image that cannot be read: stop, or skip: training takes the next one, up to one file in a thousand (see
     # loaders.BAD_IMAGES); evaluations stop in either case, since a result is over the whole test set
     "INPUT": {"BAD_IMAGES": "stop"},

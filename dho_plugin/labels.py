@@ -14,6 +14,7 @@ import torch
 from .balanced import balanced_draw
 from .errors import UsageError, did_you_mean
 from .host import Datum, build_dataset
+from .split_record import recorded
 
 
 class PublicList(NamedTuple):
@@ -43,8 +44,8 @@ def build_labeled_dataset(cfg: Any) -> Any:
     """Build the dataset; where cfg.DATASET.LABELS names a list or a draw, only its images stay in train_x.
 
     Raises:
-        UsageError: a list and a number of shots; no such list; a list that does not fit the dataset; a draw and a part
-            of the classes.
+        UsageError: a list and a number of shots; no such list; a list or another run's split.json that does not fit
+            the dataset; a draw and a part of the classes.
     """
     wanted = cfg.DATASET.LABELS
     if wanted and cfg.DATASET.NUM_SHOTS > 0:
@@ -58,6 +59,8 @@ def build_labeled_dataset(cfg: Any) -> Any:
         print(f"{wanted}: {len(dataset.train_x):,} of {len(everything):,} training images are labelled")
         if cfg.DATASET.NAME == "ImageNet" and len(everything) != IMAGENET_IMAGES:
             print(f"ImageNet has {IMAGENET_IMAGES:,} training images: with others this is not the authors' subset")
+    elif wanted.endswith(".json") and Path(wanted).is_file():
+        dataset._train_x = recorded(dataset.train_x, Path(wanted), cfg.DATASET.ROOT)
     elif wanted:
         folder = Path(getattr(dataset, "dataset_dir", cfg.DATASET.ROOT))
         dataset._train_x = listed(dataset.train_x, list_file(wanted, folder))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import sys
 from collections import Counter
@@ -15,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ._version import __version__
+from .datasets.split_cache import VAL_SHOTS
 from .host import HOST
-from .leaks import overlap
+from .leaks import overlaps
 from .runs import is_run
+from .split_record import below, digest, write_split, write_whole
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "pillow", "numpy")
@@ -38,7 +39,11 @@ def begin(
     folder, root = Path(cfg.OUTPUT_DIR), cfg.DATASET.ROOT
     pool = _unlabeled(batches)
     taught = teacher_part(teacher_name, teacher) if teacher is not None else None
-    transductive = _seen_test(cfg, dataset, pool) or bool(taught and taught.get("transductive"))
+    shared = shared_images(dataset, pool)
+    transductive = _seen_test(cfg, shared["test & unlabeled"]) or bool(taught and taught.get("transductive"))
+    validation = validation_part(dataset, root, cfg.DATASET.NUM_SHOTS)
+    print(validation_line(validation))
+    write_split(folder, dataset, root)
     before = read(folder) if resumed else {}
     now = {"time": _now(), "command": sys.argv}
     write(
@@ -46,8 +51,9 @@ def begin(
         {
             "labeled": labeled_part(dataset.train_x, root),
             "unlabeled": images_part(((path, -1) for path in pool), root),
-            "validation": validation_part(dataset, root),
+            "validation": validation,
             "test": labeled_part(dataset.test or [], root),
+            "in_two_sets": shared,
             "transductive": transductive,
             "interpolation": None,
             "teacher": taught,
@@ -81,12 +87,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def write(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write it as a whole or not at all."""
-    temporary = folder / f"{MANIFEST}.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(folder / MANIFEST)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def is_transductive(folder: str | Path) -> bool:
@@ -114,29 +115,39 @@ def images_part(images: Iterable[tuple[str, int]], root: str) -> dict[str, Any]:
         images: (path, label), label -1 where none is shown.
     """
     base = Path(root).expanduser().absolute()
-    lines = sorted(f"{_below(path, base)} {label}" for path, label in images)
-    content = "\n".join(lines).encode("utf-8", "surrogateescape")
-    return {"images": len(lines), "sha256": hashlib.sha256(content).hexdigest()}
+    pairs = [(below(path, base), label) for path, label in images]
+    return {"images": len(pairs), "sha256": digest(pairs)}
 
 
-def _below(path: str, base: Path) -> str:
-    prefix = f"{base}{os.sep}"
-    if path.startswith(prefix) and os.path.normpath(path) == path:  # the usual case, a million times
-        return path[len(prefix) :].replace(os.sep, "/")
-    whole = Path(path).absolute()
-    return (whole.relative_to(base) if whole.is_relative_to(base) else whole).as_posix()
+def validation_part(dataset: Any, root: str, shots: int) -> dict[str, Any]:
+    """The validation images, how many a class has at least and at most, and by which protocol they are what they are.
 
-
-def validation_part(dataset: Any, root: str) -> dict[str, Any]:
-    """The validation images, how many a class has at least and at most, and whether they are the test images."""
+    Args:
+        dataset: a Dassl dataset; `validation` names its protocol, if it has that attribute. shots: K, below 1 for all.
+    """
     items = dataset.val or []
     counts = Counter(item.label for item in items).values()
-    test = {item.impath for item in dataset.test or []}
+    test = bool(items) and {item.impath for item in items} == {item.impath for item in dataset.test or []}
+    drawn = max(counts, default=0) == min(shots, VAL_SHOTS)  # by CoOp's own dataset classes too
+    named = getattr(dataset, "validation", "min(K,4)" if drawn else "full")
     return {
         **labeled_part(items, root),
         "a_class": [min(counts, default=0), max(counts, default=0)],
-        "is_the_test_set": bool(items) and {item.impath for item in items} == test,
+        "is_the_test_set": test,
+        "protocol": "none" if not items else "test" if test else named,
     }
+
+
+def validation_line(part: Mapping[str, Any]) -> str:
+    """What validation_part says, in words."""
+    said = {
+        "none": "none",
+        "test": "{images:,} images, the test set itself (as CoOp returns it for ImageNet): nothing may be chosen on it",
+        "min(K,4)": "{images:,} images, min(K, 4) a class as CoOp draws them",
+        "full": "all {images:,} images of the dataset",
+        "own": "{images:,} images of one's own (val/, or rows of split val)",
+    }
+    return "Validation: " + said[part["protocol"]].format(**part)
 
 
 def teacher_part(name: str, teacher: Any) -> dict[str, Any]:
@@ -190,18 +201,31 @@ def _unlabeled(batches: Any) -> list[str]:
     return [*own, *(batches.unlabeled.paths if batches.unlabeled is not None else [])]
 
 
-def _seen_test(cfg: Any, dataset: Any, pool: Sequence[str]) -> bool:
+def shared_images(dataset: Any, pool: Sequence[str]) -> dict[str, int]:
+    """How many images stand in two of a run's four sets; what may touch a choice made on validation is printed."""
+    sets = {
+        name: [item.impath for item in items or []]
+        for name, items in (("labeled", dataset.train_x), ("validation", dataset.val), ("test", dataset.test))
+    }
+    found = {" & ".join(sorted(pair)): len(same) for pair, same in overlaps({**sets, "unlabeled": pool}).items()}
+    seen = {"labeled": found["labeled & validation"], "unlabeled": found["unlabeled & validation"]}
+    for kind, number in seen.items():
+        if number:
+            print(f"{number:,} validation images are among the {kind} images too")
+    return found
+
+
+def _seen_test(cfg: Any, in_pool: int) -> bool:
     """Whether test images are in the pool, or were in that of the stage one whose prompts are used."""
     if cfg.TRAINER.NAME.endswith("CasPL") and is_transductive(cfg.TRAINER.CASPL.BOOSTING):
         return True
     if not cfg.TRAINER.DHO.TRANSDUCTIVE:
         return False
-    found = overlap(pool, [item.impath for item in dataset.test or []])
     print(
-        f"TRANSDUCTIVE: {len(found):,} test images are among the {len(pool):,} unlabelled ones"
-        f"{', and every result of this run is called so' if found else ''}"
+        f"TRANSDUCTIVE: {in_pool:,} test images are among the unlabelled ones"
+        f"{', and every result of this run is called so' if in_pool else ''}"
     )
-    return bool(found)
+    return bool(in_pool)
 
 
 def _now() -> str:

@@ -14,10 +14,12 @@ from .leaks import check_apart, overlap
 from .predicting import printable
 
 POOLS = ("complement", "union")
+FEW = ("stop", "clip")
+TEST_COPIES = ("stop", "allow")
 
 
 def _path(item: Datum) -> str:
-    return os.path.normpath(os.path.abspath(item.impath))
+    return os.path.abspath(item.impath)
 
 
 def unlabeled_paths(
@@ -33,7 +35,8 @@ def unlabeled_paths(
 
     Raises:
         UsageError: K shots leave nothing; or the full set lacks labelled images (a split of another folder); or the
-            pool holds test images, unless TRAINER.DHO.TRANSDUCTIVE allows them.
+            pool holds test images, unless TRAINER.DHO.TRANSDUCTIVE allows them; under DATASET.TEST_COPIES allow mere
+            copies of test images are left out instead.
     """
     everything = cfg.clone()
     everything.defrost()
@@ -45,7 +48,7 @@ def unlabeled_paths(
     random.setstate(state)
     paths = [_path(item) for item in (full.train_u or full.train_x)]
     taken = {_path(item) for item in labeled}
-    strangers = taken.difference(_path(item) for item in full.train_x)
+    strangers = taken.difference(paths if not full.train_u else (_path(item) for item in full.train_x))
     if strangers:
         raise UsageError(
             f"{len(strangers)} of {len(taken)} labelled images are not in {cfg.DATASET.NAME}'s training set, first "
@@ -60,12 +63,14 @@ def unlabeled_paths(
             "lower --shots, or run on labels only (--labels-only)"
         )
     if not cfg.TRAINER.DHO.TRANSDUCTIVE:
-        check_apart(
+        copies = check_apart(
             rest,
             _paths(test),
             "unlabelled",
             "remove them from the training images; or set TRAINER.DHO.TRANSDUCTIVE True, and every result says so",
+            cfg.DATASET.TEST_COPIES,
         )
+        rest = [path for path in rest if path not in copies] if copies else rest
     return rest
 
 
@@ -73,11 +78,11 @@ def _paths(items: Sequence[Datum] | None) -> list[str]:
     return [item.impath for item in items or []]
 
 
-def check_trainable(dataset: Any, *, final_model: str) -> None:
+def check_trainable(dataset: Any, *, final_model: str, copies: str = "stop") -> None:
     """Refuse to train on test images, or to choose the epoch on them.
 
     Args:
-        dataset: a Dassl dataset. final_model: TEST.FINAL_MODEL.
+        dataset: a Dassl dataset. final_model: TEST.FINAL_MODEL. copies: DATASET.TEST_COPIES.
 
     Raises:
         UsageError: labelled or, for "best_val", validation images are test images (see leaks.overlap); or it has no
@@ -86,7 +91,7 @@ def check_trainable(dataset: Any, *, final_model: str) -> None:
     labeled, test = _paths(dataset.train_x), _paths(dataset.test)
     if labeled and set(labeled) <= set(test):
         raise UsageError("this dataset is for testing only, its training images are its test images: use --eval-only")
-    check_apart(labeled, test, "labelled", "remove them from the training images")
+    check_apart(labeled, test, "labelled", "remove them from the training images", copies)
     if final_model == "best_val" and not dataset.val:
         raise UsageError("TEST.FINAL_MODEL best_val: this dataset has no validation images; use last_step")
     if final_model == "best_val" and overlap(_paths(dataset.val), test):
@@ -123,16 +128,21 @@ def _check_not_learned(dataset: Any, purpose: str) -> None:
         )
 
 
-def check_shots(labeled: Sequence[Datum], shots: int, names: dict[int, str]) -> None:
-    """Refuse a K-shot split in which a class has fewer than K images.
+def check_shots(labeled: Sequence[Datum], shots: int, names: dict[int, str], *, few: str = "stop") -> None:
+    """Refuse a K-shot split in which a class has fewer than K images; few "clip": say so instead.
 
     Raises:
         UsageError: it lists the classes and their counts.
     """
     counts = Counter(item.label for item in labeled)
     short = [f"{printable(name)} ({counts[label]})" for label, name in sorted(names.items()) if counts[label] < shots]
-    if shots > 0 and short:
-        raise UsageError(
-            f"--shots {shots}: {len(short)} classes have fewer training images: {', '.join(short[:8])}"
-            f"{' ...' if len(short) > 8 else ''}. Use at most {min(counts[label] for label in names)} shots"
-        )
+    if shots < 1 or not short:
+        return
+    said = (
+        f"--shots {shots}: {len(short)} classes have fewer training images: {', '.join(short[:8])}"
+        f"{' ...' if len(short) > 8 else ''}"
+    )
+    if few != "clip":
+        least = min(counts[label] for label in names)
+        raise UsageError(f"{said}. Use at most {least} shots, or take all that there are (DATASET.FEW clip)")
+    print(f"{said}. All of them are taken: {len(labeled):,} labelled images in all (DATASET.FEW clip)")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from .host import TRAINER_REGISTRY
 from .runs import is_run
 from .saved import flatten
+from .trainers.section import single_prompt
 
 
 class Choice(NamedTuple):
@@ -80,13 +81,15 @@ def _protocol(cfg: Any) -> Iterator[tuple[str, str]]:
     dho, trainer, optim = cfg.TRAINER.DHO, cfg.TRAINER.NAME, cfg.OPTIM
     distils, two_heads, batch = _distils(cfg), trainer.endswith("DHO"), cfg.DATALOADER.TRAIN_X.BATCH_SIZE
     yield "student", cfg.MODEL.BACKBONE.NAME
-    shots = f"{cfg.DATASET.NUM_SHOTS} images a class" if cfg.DATASET.NUM_SHOTS > 0 else "every training image"
+    yield "prompt", single_prompt(cfg)
+    most = "at most " if cfg.DATASET.FEW == "clip" else ""
+    shots = f"{most}{cfg.DATASET.NUM_SHOTS} images a class" if cfg.DATASET.NUM_SHOTS > 0 else "every training image"
     kind = TRAINER_REGISTRY.get(trainer)
     blind = hasattr(kind, "pool")  # sees no label at all
     yield "labels", "none" if blind else (cfg.DATASET.LABELS or shots)
     unlabeled = batch if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U.BATCH_SIZE
     if distils:
-        templates = list(dho.TEACHER.TEMPLATES) or "the dataset's single prompt"
+        templates = list(dho.TEACHER.TEMPLATES) or "the prompt above"
         how = "a finished run" if is_run(dho.TEACHER.NAME) else f"zero-shot, {templates}, temperature zeta {dho.ZETA}"
         yield "teacher", f"{dho.TEACHER.NAME}, {how}"
         pool = {"complement": "the training images without a label", "union": "all training images"}

@@ -88,7 +88,9 @@ def check_data(cells: Iterable[Cell]) -> None:
     configurations = [configure(cell)[0] for cell in cells]
     with redirect_stdout(io.StringIO()):
         for cfg in {str(cfg.DATASET): cfg for cfg in configurations}.values():
-            check_trainable(build_labeled_dataset(cfg), final_model=cfg.TEST.FINAL_MODEL)
+            check_trainable(
+                build_labeled_dataset(cfg), final_model=cfg.TEST.FINAL_MODEL, copies=cfg.DATASET.TEST_COPIES
+            )
         for cfg in configurations[:1]:
             load_shifts(cfg, SHIFTS.get(cfg.DATASET.NAME, {}))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import cli
-from .classes import DEFAULT_TEMPLATE, TEMPLATES, ClassList, class_list
+from .classes import ClassList, class_list
 from .errors import UsageError
 from .host import set_random_seed
 from .labels import build_labeled_dataset
@@ -25,7 +25,7 @@ from .runs import is_run
 from .teacher_advice import BINS, COARSE, Advice, Examination, advise, error_sentences, examine, percent
 from .teachers import find_teacher
 from .trainers.data import DataManager
-from .trainers.section import build_teacher, check_section
+from .trainers.section import build_teacher, check_dataset, check_section, single_prompt
 
 LINES = 10  # of the tables of classes and of confusions
 
@@ -50,6 +50,7 @@ def ask(cfg: Any) -> Answers:
     """
     name = cfg.TRAINER.DHO.TEACHER.NAME
     find_teacher(name)
+    check_dataset(cfg)
     check_section(cfg)
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
@@ -58,12 +59,11 @@ def ask(cfg: Any) -> Answers:
     if is_run(name):
         check_validation(dataset, f"{name} was trained on labels, so it is looked at on validation images")
         items, images = dataset.val, "validation images, since the teacher was trained on the labelled ones"
-    check_trainable(dataset, final_model="last_step")
-    check_shots(dataset.train_x, cfg.DATASET.NUM_SHOTS, dataset.lab2cname)
+    check_trainable(dataset, final_model="last_step", copies=cfg.DATASET.TEST_COPIES)
+    check_shots(dataset.train_x, cfg.DATASET.NUM_SHOTS, dataset.lab2cname, few=cfg.DATASET.FEW)
     classes, device = class_list(dataset), torch.device("cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu")
     precision = Precision("amp" if device.type == "cuda" else "fp32", device)
-    templates = (TEMPLATES.get(cfg.DATASET.NAME, DEFAULT_TEMPLATE),)
-    teacher = build_teacher(cfg, classes, templates, dataset.train_x, precision, device).eval()
+    teacher = build_teacher(cfg, classes, (single_prompt(cfg),), dataset.train_x, precision, device).eval()
     loader = DataManager(cfg, dataset, size=teacher.size).evaluation_loader(items)
     return Answers(*_answers(teacher, loader, precision, device), classes, images)
 

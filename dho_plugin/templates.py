@@ -21,6 +21,21 @@ _SEVEN_BEST = (
 )
 
 
+def check_template(key: str, prompt: str) -> None:
+    """Refuse a prompt that str.format would not fill with the class name alone.
+
+    Args:
+        key: the setting that it is from. prompt: with one "{}" for the name.
+
+    Raises:
+        UsageError: none or several "{}", or another brace.
+    """
+    if prompt.count("{}") != 1 or set("{}") & set(prompt.replace("{}", "")):
+        raise UsageError(
+            f"{key} {prompt!r}: expected one {{}} for the class name and no other brace, such as 'a photo of a {{}}.'"
+        )
+
+
 def named_templates(wanted: Sequence[str], dataset: str) -> tuple[str, ...]:
     """Prompts with "{}" for the class name; empty where `wanted` is.
 
@@ -30,7 +45,7 @@ def named_templates(wanted: Sequence[str], dataset: str) -> tuple[str, ...]:
         dataset: its registered name.
 
     Raises:
-        UsageError: an entry that is neither.
+        UsageError: an entry that is neither, or a prompt that check_template refuses.
     """
     prompts: list[str] = []
     for entry in wanted:
@@ -39,7 +54,8 @@ def named_templates(wanted: Sequence[str], dataset: str) -> tuple[str, ...]:
         elif entry == "tip-adapter":
             single = (TEMPLATES.get(dataset, DEFAULT_TEMPLATE),)
             prompts += _SEVEN_BEST if dataset.startswith("ImageNet") else single
-        elif "{}" in entry:
+        elif "{" in entry:
+            check_template("TRAINER.DHO.TEACHER.TEMPLATES", entry)
             prompts.append(entry)
         else:
             raise UsageError(

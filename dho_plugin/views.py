@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,6 +139,22 @@ def read_image(path: str | Path) -> Image.Image:
             f"cannot read the image {printable(str(path))}: {printable(str(error) or type(error).__name__)}. Replace "
             "the file or remove it from the split; INPUT.BAD_IMAGES skip lets training pass over a few such files"
         ) from error
+
+
+def fault(path: str | Path, *, decode: bool) -> str:
+    """What is wrong with an image file, "" for nothing: by its first bytes, or by decoding it as training does."""
+    try:
+        if not os.path.getsize(path):
+            return "empty"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if decode:
+                open_rgb(path)
+            else:
+                Image.open(path).close()
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def render(image: Image.Image, view: View, size: int, interpolation: InterpolationMode) -> Tensor:

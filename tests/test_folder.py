@@ -185,7 +185,7 @@ def test_what_is_missing_is_said_with_what_is_there(own):
 
 
 def test_layouts_that_cannot_be_meant(own):
-    for wrong, right in (("unlabelled", "unlabeled"), ("Validation", "val"), ("train", "labeled")):
+    for wrong, right in (("unlabelled", "unlabeled"), ("Validation", "val"), ("Training", "train")):
         (own / wrong).mkdir()
         refused(own, wrong, f"rename it to {right}")
         (own / wrong).rmdir()
@@ -217,7 +217,7 @@ def test_an_image_in_two_sets_is_refused_by_content(own, monkeypatch, capsys):
     refused(own, "1 images stand in two", "unlabeled/0/3.jpeg = test/blåbär/other_name.jpg")
     shutil.copy(own / "labeled" / CLASSES[1] / "0.JPG", own / "test" / CLASSES[0] / "again.jpg")
     refused(own, "2 images", "labeled/red apple/0.JPG = test/blåbär/again.jpg")
-    monkeypatch.setattr(own_checks, "MAX_OPENED", 5)
+    monkeypatch.setattr(own_checks, "MAX_COMPARED", 5)
     config(own)
     assert "not compared by content" in capsys.readouterr().out
     (own / "test" / CLASSES[0] / "link.jpg").symlink_to(own / "labeled" / CLASSES[1] / "1.JPG")
@@ -226,7 +226,17 @@ def test_an_image_in_two_sets_is_refused_by_content(own, monkeypatch, capsys):
 
 def test_a_file_that_is_no_image(own):
     (own / "unlabeled" / "page.jpg").write_text("<html>")
-    refused(own, "1 files are no images", "page.jpg")
+    refused(own, "1 files are no images", "page.jpg", "INPUT.BAD_IMAGES skip")
+
+
+def test_skipping_lets_training_images_be_and_no_others(own):
+    whole = build(own)[0].train_u
+    (own / "unlabeled" / "page.jpg").write_text("<html>")
+    skip = "INPUT.BAD_IMAGES skip"
+    assert len(build(own, skip)[0].train_u) == len(whole) + 1
+    (own / "test" / CLASSES[0] / "page.jpg").write_text("<html> ")
+    with pytest.raises(UsageError, match=r"1 files are no images.*/test/"):
+        build(own, skip)
 
 
 def test_links_are_followed_once(own, tmp_path):

@@ -14,7 +14,8 @@ import tiny
 from dho_plugin import leaks
 from dho_plugin.errors import UsageError
 from dho_plugin.leaks import overlap
-from dho_plugin.pool import check_trainable, check_validation
+from dho_plugin.manifest import shared_images
+from dho_plugin.pool import check_trainable, check_validation, unlabeled_paths
 
 TRAIN, VAL = "imagenet/images/train", "imagenet/images/val"
 
@@ -98,6 +99,27 @@ def test_labelled_test_images_stop_every_trainer(root, tmp_path, leak):
         runs.run(root, "LinearProbe", tmp_path / "x", "", options)
 
 
+def test_a_benchmarks_own_duplicates_are_let_pass_when_asked_for_and_are_not_distilled_on(root, tmp_path, capsys):
+    trainer = runs.make(root, "LinearProbeDHO", tmp_path / "x")
+    labeled, pool = trainer.dm.dataset.train_x[0].impath, trainer.unlabeled_paths()
+    for path in (labeled, *pool[:2]):
+        shutil.copy(image_for_test(root), path)
+    with pytest.raises(UsageError, match=r"1 labelled images are test images .*DATASET.TEST_COPIES allow"):
+        runs.run(root, "LinearProbeDHO", tmp_path / "a")
+    row = runs.run(root, "LinearProbeDHO", tmp_path / "b", "", "DATASET.TEST_COPIES allow")
+    assert list(row) == ["test"]
+    out = capsys.readouterr().out
+    assert "1 labelled images are copies of test images" in out
+    assert "2 unlabelled images are copies of test images" in out
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["in_two_sets"]["labeled & test"] == 1 and manifest["in_two_sets"]["test & unlabeled"] == 0
+    assert manifest["unlabeled"]["images"] == len(pool) - 2
+    Path(pool[2]).unlink()
+    Path(pool[2]).symlink_to(image_for_test(root, 1))  # the very file is none of the benchmark's doing
+    with pytest.raises(UsageError, match="unlabelled images are test images"):
+        runs.run(root, "LinearProbeDHO", tmp_path / "c", "", "DATASET.TEST_COPIES allow")
+
+
 def test_labels_only_and_controls_need_no_pool(root, tmp_path):
     trainer = runs.make(root, "LinearProbe", tmp_path / "x")
     labeled = {item.impath for item in trainer.dm.dataset.train_x}
@@ -116,7 +138,7 @@ def test_a_transductive_run_says_so_in_every_result(root, tmp_path, capsys):
     row = runs.run(root, "LinearProbeDHO", tmp_path / "a", "--ood", allowed)
     columns = ("test", "V2", "Sketch", "R", "A")
     assert list(row) == [f"{column} (transductive)" for column in columns]
-    assert "TRANSDUCTIVE: 1 test images are among the 12 unlabelled ones" in capsys.readouterr().out
+    assert "TRANSDUCTIVE: 1 test images are among the unlabelled ones" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["transductive"] is True and manifest["results"] == row
     # What comes of it is called so as well: an evaluation, a student of it. With an oracle it is both.
@@ -138,6 +160,31 @@ def test_a_stage_two_behind_transductive_prompts_is_transductive(root, tmp_path)
     trainer = runs.make(root, "CoOpCasPL", tmp_path / "y")
     trainer.train()
     assert trainer.caveats() == ["transductive"]
+
+
+def test_the_manifest_counts_what_stands_in_two_sets(root, tmp_path, capsys):
+    """On ImageNet the validation images are the test images; here the others are given one image more each."""
+    trainer = runs.make(root, "LinearProbe", tmp_path / "x")
+    dataset = trainer.dm.dataset
+    pool = unlabeled_paths(trainer.cfg, dataset.train_x)
+    nothing = shared_images(dataset, pool)
+    assert {pair: number for pair, number in nothing.items() if number} == {"test & validation": 12}
+    assert "validation" not in capsys.readouterr().out
+    dataset._test, dataset._val = dataset.test[:6], dataset.val[6:]
+    shutil.copy(dataset.val[0].impath, dataset.train_x[0].impath)
+    shutil.copy(dataset.val[0].impath, pool[0])
+    shutil.copy(dataset.val[1].impath, pool[1])
+    assert shared_images(dataset, pool) == {
+        "labeled & validation": 1,
+        "labeled & test": 0,
+        "labeled & unlabeled": 1,
+        "test & validation": 0,
+        "unlabeled & validation": 2,
+        "test & unlabeled": 0,
+    }
+    out = capsys.readouterr().out
+    assert "1 validation images are among the labeled images too" in out
+    assert "2 validation images are among the unlabeled images too" in out
 
 
 def test_nothing_is_chosen_on_labelled_images(root, tmp_path):

@@ -48,7 +48,7 @@ def test_the_protocol_of_a_run(workspace, tmp_path, monkeypatch):
     test = slow_part(workspace, [(item.impath, item.label) for item in dataset.test])
     assert found["labeled"] == slow_part(workspace, [(item.impath, item.label) for item in dataset.train_x])
     assert found["unlabeled"] == slow_part(workspace, [(path, -1) for path in trainer.unlabeled_paths()])
-    assert found["validation"] == {**test, "a_class": [2, 2], "is_the_test_set": True}
+    assert found["validation"] == {**test, "a_class": [2, 2], "is_the_test_set": True, "protocol": "test"}
     assert found["test"] == test and found["test"]["images"] == 12
     assert found["interpolation"] == {"alpha": 0.7, "beta": 2.0, "chosen": "fixed"}
     assert found["student"]["weights_sha256"] == sha256(workspace / "student.safetensors")

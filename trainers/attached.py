@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..classes import DEFAULT_TEMPLATE, TEMPLATES, class_bound_states, class_list
+from ..classes import class_bound_states, class_list
 from ..errors import UsageError, check_choice
 from ..heads import DualHeadLogits
 from ..hooks import FeatureTap, GradientJoin, Reading
@@ -37,9 +37,11 @@ from .section import (
     answer,
     build_kd_head,
     build_teacher,
+    check_dataset,
     check_section,
     distilled_paths,
     given,
+    single_prompt,
     step_loss,
     teacher_views,
 )
@@ -59,6 +61,7 @@ class AttachedDHO(TrainerX):
 
     def check_cfg(self, cfg: Any) -> None:
         super().check_cfg(cfg)
+        check_dataset(cfg)
         check_section(cfg)
         if cfg.TRAINER.DHO.CHOOSE != "fixed":
             raise UsageError(f"TRAINER.DHO.CHOOSE {cfg.TRAINER.DHO.CHOOSE}: an attached trainer takes fixed values")
@@ -79,7 +82,7 @@ class AttachedDHO(TrainerX):
         if not hasattr(getattr(self, "dm", None), "dataset"):
             raise UsageError(f"{type(self).__name__} has no `self.dm.dataset`: keep the dataset there")
         self.kd_classes = class_list(self.dm.dataset)
-        self.kd_template = TEMPLATES.get(self.cfg.DATASET.NAME, DEFAULT_TEMPLATE)
+        self.kd_template = single_prompt(self.cfg)
         self.kd_seed = self.cfg.SEED if self.cfg.SEED >= 0 else secrets.randbelow(2**31)
         vars(self).pop("train_loader_x", None)  # the host's own loader, which would hide the one below
 
@@ -141,7 +144,7 @@ class AttachedDHO(TrainerX):
         return build_teacher(self.cfg, self.kd_classes, (self.kd_template,), items, self.kd_precision, self.device)
 
     def before_train(self) -> None:
-        check_trainable(self.dm.dataset, final_model=self.cfg.TEST.FINAL_MODEL)
+        check_trainable(self.dm.dataset, final_model=self.cfg.TEST.FINAL_MODEL, copies=self.cfg.DATASET.TEST_COPIES)
         prepare_resume(self.cfg, self.get_model_names())
         len(self.train_loader_x)  # a missing teacher or image is said before anything else happens
         super().before_train()

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..averaging import WeightedAverage
-from ..classes import DEFAULT_TEMPLATE, TEMPLATES, ClassHead, ClassList, class_bound_states, class_list
+from ..classes import ClassHead, ClassList, class_bound_states, class_list
 from ..errors import UsageError, check_choice
 from ..heads import build_head
 from ..host import (
@@ -41,6 +41,7 @@ from ..towers import VLM, ImageEncoder
 from ..views import INTERPOLATIONS
 from ..vlm import load_vlm
 from .data import COUNTS, DataManager
+from .section import check_dataset, single_prompt
 
 
 class MethodTrainer(TrainerX):
@@ -112,6 +113,7 @@ class MethodTrainer(TrainerX):
 
     def check_cfg(self, cfg: Any) -> None:
         """Refuse a misspelt choice before anything is read."""
+        check_dataset(cfg)
         check_choice("INPUT.INTERPOLATION", cfg.INPUT.INTERPOLATION, INTERPOLATIONS)
         check_choice("INPUT.BAD_IMAGES", cfg.INPUT.BAD_IMAGES, BAD_IMAGES)
         check_choice("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, COUNTS)
@@ -154,8 +156,8 @@ class MethodTrainer(TrainerX):
         """Say what is wrong with data or output folder before anything else happens."""
         cfg, dataset, names = self.cfg, self.dm.dataset, self.get_model_names()
         self.last_accuracy = math.nan
-        check_trainable(dataset, final_model=cfg.TEST.FINAL_MODEL)
-        check_shots(dataset.train_x, cfg.DATASET.NUM_SHOTS, dataset.lab2cname)
+        check_trainable(dataset, final_model=cfg.TEST.FINAL_MODEL, copies=cfg.DATASET.TEST_COPIES)
+        check_shots(dataset.train_x, cfg.DATASET.NUM_SHOTS, dataset.lab2cname, few=cfg.DATASET.FEW)
         prepare_resume(cfg, names)
         len(self.train_loader_x)
         super().before_train()
@@ -195,8 +197,8 @@ class MethodTrainer(TrainerX):
     # Model
 
     def templates(self) -> tuple[str, ...]:
-        """The dataset's single prompt, as CoOp words it."""
-        return (TEMPLATES.get(self.cfg.DATASET.NAME, DEFAULT_TEMPLATE),)
+        """The prompts that class embeddings are from: a single one."""
+        return (single_prompt(self.cfg),)
 
     def assemble(self) -> nn.Module:
         """Join backbone and CE head to the model that is trained."""

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from ..classes import ClassList, class_list
 from ..errors import UsageError, did_you_mean
 from ..loaders import EpochLoader, Sizes, StepBatches, TestImages, ViewSource
 from ..pool import unlabeled_paths
+from ..predicting import printable
 from ..views import INTERPOLATIONS, ViewPolicy
 
 COUNTS = ("train_x", "train_u", "smaller_one")
@@ -33,6 +35,8 @@ class DataManager:
         self.policy = view_policy(cfg.INPUT)
         self.val_loader = self.evaluation_loader(dataset.val) if dataset.val else None
         self.test_loader = self.evaluation_loader(dataset.test) if dataset.test else None
+        if cfg.VERBOSE:
+            _say_shared_names(class_list(dataset))
 
     def evaluation_loader(self, items: Sequence[Any]) -> DataLoader:
         """Centre views of Dassl items, in order."""
@@ -99,6 +103,20 @@ class DataManager:
             seed=seed,
             stream=stream,
             bad_images=self.cfg.INPUT.BAD_IMAGES,
+        )
+
+
+def _say_shared_names(classes: ClassList) -> None:
+    """Name the classes that no text can tell apart; they stay several, each known by its id."""
+    ids: dict[str, list[str]] = {}
+    for id_, name in zip(*classes, strict=True):
+        ids.setdefault(name, []).append(id_)
+    shared = [f"{name} ({', '.join(of_name)})" for name, of_name in ids.items() if len(of_name) > 1]
+    if shared:
+        more = "; ..." if len(shared) > 4 else ""
+        print(
+            f"{len(shared)} names stand for several classes, which their texts cannot tell apart: "
+            f"{printable('; '.join(shared[:4]))}{more}"
         )
 
 

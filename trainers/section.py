@@ -8,22 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classes import ClassHead, ClassList
+from ..classes import DEFAULT_TEMPLATE, TEMPLATES, ClassHead, ClassList
 from ..errors import UsageError, check_choice
 from ..heads import HEAD_KINDS, DualHeadLogits, build_head
 from ..interpolation import SOURCES, Interpolation
 from ..losses import DualHeadLoss, dual_head_loss
-from ..pool import POOLS, unlabeled_paths
+from ..pool import FEW, POOLS, TEST_COPIES, unlabeled_paths
 from ..precision import Precision
 from ..runs import is_run
 from ..teachers import Teacher, ZeroShotTeacher, load_run_teacher
-from ..templates import named_templates
+from ..templates import check_template, named_templates
 from ..vlm import load_vlm
 
 # Language-aware initialisation takes the student's own text features: those of another model, even of equal width, lie
 # in another space. The paper's wording, the teacher's text encoder, is "teacher".
 INITS = ("auto", "text", "teacher", "kaiming")
 CE_ALONE = "The KD head cannot answer here ({}). The CE pathway alone answers"
+
+
+def single_prompt(cfg: Any) -> str:
+    """The prompt of student and zero-shot teacher: DATASET.TEMPLATE, else the dataset's own, as CoOp words it."""
+    return cfg.DATASET.TEMPLATE or TEMPLATES.get(cfg.DATASET.NAME, DEFAULT_TEMPLATE)
+
+
+def check_dataset(cfg: Any) -> None:
+    """Raise UsageError for a value of DATASET that cannot be meant."""
+    check_choice("DATASET.FEW", cfg.DATASET.FEW, FEW)
+    check_choice("DATASET.TEST_COPIES", cfg.DATASET.TEST_COPIES, TEST_COPIES)
+    check_template("DATASET.TEMPLATE (--template)", single_prompt(cfg))
 
 
 def check_section(cfg: Any) -> None:

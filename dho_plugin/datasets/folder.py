@@ -1,4 +1,4 @@
-"""`--data DIR`: images of one's own, without a line of Python (see own_files.py for the two layouts)."""
+"""`--data DIR`: images of one's own, without a line of Python (see own_files.py for the layouts)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..host import DatasetBase, Datum
 from ..registration import register_dataset
 from .own_checks import Entry, describe
-from .own_files import read_entries, read_names
+from .own_files import read_entries, read_names, remarks
 
 extend_defaults(
     "DATASET",
@@ -30,28 +30,29 @@ class Folder(DatasetBase):
     it is None where nothing is unlabelled. Its labels are -1.
     """
 
+    validation = "own"  # a manifest's name for where they come from
+
     def __init__(self, cfg: Any) -> None:
         if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
             raise UsageError("DATASET.SUBSAMPLE_CLASSES: images of one's own are taken whole, leave it at all")
         root = _root(cfg)
         self.dataset_dir = str(root)
-        entries = read_entries(root, cfg.DATASET.CSV)
+        entries = _entries(cfg)
         self.class_ids = _class_ids(entries)
         names = read_names(root / "classes.txt", self.class_ids)
+        labels = {class_id: label for label, class_id in enumerate(self.class_ids)}
 
         def data(chosen: Iterable[Entry]) -> list[Datum]:
             return [
-                Datum(impath=entry.path, label=self.class_ids.index(entry.class_id), classname=names[entry.class_id])
+                Datum(impath=entry.path, label=labels[entry.class_id], classname=names[entry.class_id])
                 for entry in chosen
             ]
 
         train = [entry for entry in entries if entry.split == "train"]
         labeled = [entry for entry in train if entry.class_id]
         val, test = ([entry for entry in entries if entry.split == split] for split in ("val", "test"))
-        if cfg.VERBOSE and len(labeled) == len(train):
-            print(f"{root}: no unlabelled images (no unlabeled/, no row without a label)")
-        if cfg.VERBOSE and not test:
-            print(f"{root}: no test images (no test/, no row of split test), so nothing will be evaluated")
+        for remark in remarks(root, cfg.DATASET.CSV, entries) if cfg.VERBOSE else ():
+            print(remark)
         unlabeled = [Datum(impath=entry.path, label=-1) for entry in train] if len(labeled) < len(train) else None
         shots = self.generate_fewshot_dataset(data(labeled), num_shots=cfg.DATASET.NUM_SHOTS)
         super().__init__(train_x=shots, train_u=unlabeled, val=data(val), test=data(test))
@@ -64,8 +65,12 @@ class Folder(DatasetBase):
             UsageError: as read_entries.
         """
         root = _root(cfg)
-        entries = read_entries(root, cfg.DATASET.CSV)
+        entries = _entries(cfg)
         return describe(root, entries, read_names(root / "classes.txt", _class_ids(entries)))
+
+
+def _entries(cfg: Any) -> list[Entry]:
+    return read_entries(_root(cfg), cfg.DATASET.CSV, skip=cfg.INPUT.BAD_IMAGES == "skip")
 
 
 def _root(cfg: Any) -> Path:

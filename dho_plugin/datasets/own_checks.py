@@ -6,18 +6,15 @@ import hashlib
 import os
 from collections.abc import Sequence
 from functools import cache
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from ..errors import UsageError
-from ..leaks import MAX_COMPARED, overlap, state
+from ..leaks import MAX_COMPARED, overlaps, state
 from ..predicting import printable
+from ..views import fault
 
 SPLITS = ("train", "val", "test")
-MAX_OPENED = MAX_COMPARED
 
 
 class Entry(NamedTuple):
@@ -42,30 +39,40 @@ def check_classes(entries: Sequence[Entry]) -> None:
     """Refuse fewer than two classes, and classes that only val or test has."""
     known = sorted({entry.class_id for entry in entries if entry.split == "train" and entry.class_id})
     if len(known) < 2:
-        raise UsageError(f"labelled images of {len(known)} classes ({known}): expected two or more")
+        raise UsageError(
+            f"labelled images of {len(known)} classes ({known}): expected two or more, each a folder of train/ or "
+            "labeled/, or of the folder given, or a label of the table"
+        )
     for split in ("val", "test"):
         strange = sorted({entry.class_id for entry in entries if entry.split == split}.difference(known))
         if strange:
             raise UsageError(
-                f"{split} has {len(strange)} classes without a labelled image: {strange[:8]}, not in {known}"
+                f"{split} has {len(strange)} classes without a labelled image: {strange[:8]}, not among {len(known)}: "
+                f"{known[:8]}"
             )
 
 
-def check_files(entries: Sequence[Entry], root: Path) -> None:
-    """Refuse files that are no images, and images that stand in two sets, by content."""
-    few = len(entries) <= MAX_OPENED
+def check_files(entries: Sequence[Entry], root: Path, *, skip: bool = False) -> None:
+    """Refuse files that are no images, and images that stand in two sets, by content.
+
+    Args:
+        skip: let unreadable training images be; they are passed over, and counted, when they are wanted.
+    """
+    few = len(entries) <= MAX_COMPARED
     if not few:
-        print(f"{len(entries):,} files: more than {MAX_OPENED:,} are not compared by content, only by path")
-    bad = [entry.path for entry in entries if few and not _opens(*state(entry.path))]
+        print(f"{len(entries):,} files: more than {MAX_COMPARED:,} are not compared by content, only by path")
+    looked_at = [entry.path for entry in entries if few and not (skip and entry.split == "train")]
+    bad = [path for path in looked_at if _fault(*state(path))]
     if bad:
         raise UsageError(
-            f"{len(bad)} files are no images that can be read, first {printable(bad[0])}: remove or replace them"
+            f"{len(bad)} files are no images that can be read, first {printable(bad[0])}: remove or replace them "
+            "(INPUT.BAD_IMAGES skip lets training pass over a few)"
         )
-    sets = [[entry.path for entry in entries if entry.split == split] for split in SPLITS]
+    sets = {split: [entry.path for entry in entries if entry.split == split] for split in SPLITS}
     twice = [
         printable(f"{os.path.relpath(one, root)} = {os.path.relpath(other, root)}")
-        for pair in combinations(sets, 2)
-        for one, other in overlap(*pair, content=few)
+        for pairs in overlaps(sets, content=few).values()
+        for one, other in pairs
     ]
     if twice:
         raise UsageError(
@@ -75,9 +82,5 @@ def check_files(entries: Sequence[Entry], root: Path) -> None:
 
 
 @cache  # a run reads its data set several times
-def _opens(path: str, size: int, changed: int) -> bool:
-    try:
-        with Image.open(path):
-            return True
-    except (OSError, Image.DecompressionBombError):
-        return False
+def _fault(path: str, size: int, changed: int) -> str:
+    return fault(path, decode=False)

@@ -1,6 +1,7 @@
 """Reading images of one's own: class folders and unlabelled images, or a table of files; and what is wrong with them.
 
-A class is known by the name of its folder, or by its label in the table.
+Class folders stand in train/ (or labeled/), or alone, as torchvision's ImageFolder has them. A class is known by the
+name of its folder, or by its label in the table.
 """
 
 from __future__ import annotations
@@ -14,28 +15,33 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import UsageError, check_choice
+from ..predicting import printable
 from .own_checks import SPLITS, Entry, check_classes, check_files
 
 TABLE = "labels.csv"
+LABELED = ("train", "labeled")  # two names of one folder
+FOLDERS = (*LABELED, "unlabeled", "val", "test")
 EXPECTED = (
-    f"expected labeled/CLASS/*.jpg (beside it unlabeled/, val/CLASS/ and test/CLASS/, if there are any), or {TABLE} "
-    "with the columns path,label[,split]"
+    "expected train/CLASS/*.jpg or labeled/CLASS/*.jpg (beside it unlabeled/, val/CLASS/ and test/CLASS/, if there are "
+    f"any), class folders alone (CLASS/*.jpg), or {TABLE} with the columns path,label[,split]"
 )
 # A folder of such a name beside the right ones would be left out without a word.
 MISNAMED = {
     "labelled": "labeled",
-    "train": "labeled",
+    "training": "train",
     "unlabelled": "unlabeled",
     "valid": "val",
     "validation": "val",
+    "testing": "test",
 }
 
 
-def read_entries(root: Path, table: str = "") -> list[Entry]:
+def read_entries(root: Path, table: str = "", *, skip: bool = False) -> list[Entry]:
     """All images, sorted by path within each set, checked.
 
     Args:
         root: the folder. table: a CSV file below it; empty for class folders, or labels.csv where there are none.
+        skip: let unreadable training images be.
 
     Raises:
         UsageError: neither layout; an empty set; an image twice or outside a class folder; a file that is no image;
@@ -44,25 +50,23 @@ def read_entries(root: Path, table: str = "") -> list[Entry]:
     if not root.is_dir():
         above = next((parent for parent in root.parents if parent.is_dir()), Path("/"))
         raise UsageError(f"--data: no folder {root}; {above} holds {_shown(above)}; {EXPECTED}")
-    folders, file = (root / "labeled").is_dir(), root / TABLE
+    folders, file = [name for name in LABELED if (root / name).is_dir()], root / TABLE
     if not table and folders and file.is_file():
-        raise UsageError(f"{root} holds labeled/ and {TABLE}: give --data {file}, or move one of them away")
+        raise UsageError(f"{root} holds {folders[0]}/ and {TABLE}: give --data {file}, or move one of them away")
     entries = read_table(root / (table or TABLE)) if table or file.is_file() else read_folders(root)
     entries.sort(key=lambda entry: (SPLITS.index(entry.split), entry.path))
     check_classes(entries)
-    check_files(entries, root)
+    check_files(entries, root, skip=skip)
     return entries
 
 
 def read_folders(root: Path) -> list[Entry]:
-    """The images of labeled/CLASS, unlabeled, val/CLASS and test/CLASS; the last three are optional."""
-    there = {entry.name: entry for entry in _visible(root) if entry.is_dir()}
-    for name in there:
-        if name.lower() in MISNAMED:
-            raise UsageError(f"{there[name]} is not read: rename it to {MISNAMED[name.lower()]}; {EXPECTED}")
-    if "labeled" not in there:
-        raise UsageError(f"--data {root} holds {_shown(root)}; {EXPECTED}")
-    entries = _class_folders(there["labeled"], "train")
+    """The images of train/CLASS, unlabeled, val/CLASS and test/CLASS, the last three optional; or of CLASS alone."""
+    labeled = class_root(root)
+    entries = _class_folders(labeled, "train")
+    if labeled == root:
+        return entries
+    there = _folders(root)
     if "unlabeled" in there:
         files = images_below(there["unlabeled"])
         if not files:
@@ -74,18 +78,67 @@ def read_folders(root: Path) -> list[Entry]:
     return entries
 
 
+def class_root(root: Path) -> Path:
+    """The folder whose folders are the classes: train/ or labeled/, or `root` itself where it holds nothing of ours.
+
+    Raises:
+        UsageError: both; neither beside val/, test/ or unlabeled/; a folder that is misnamed, or holds one of ours.
+    """
+    there = _folders(root)
+    for name, folder in there.items():
+        meant = MISNAMED.get(name.lower(), name.lower())
+        if meant in FOLDERS and meant != name:
+            raise UsageError(
+                f"{printable(str(folder))} is not read: rename it to {meant} (or, where it is a class, move all class "
+                f"folders into train/); {EXPECTED}"
+            )
+    named = [name for name in LABELED if name in there]
+    if len(named) == 2:
+        raise UsageError(f"{root} holds train/ and labeled/, two names of one folder: move them together into one")
+    if named:
+        return there[named[0]]
+    nested = [folder / name for folder in there.values() for name in FOLDERS if (folder / name).is_dir()]
+    if not there or nested or not there.keys().isdisjoint(FOLDERS):
+        inner = nested[0].relative_to(root) if nested else None
+        hint = f", and in it {printable(str(inner))}/ (one folder further down?)" if nested else ""
+        raise UsageError(f"--data {root} holds {_shown(root)}{hint}; {EXPECTED}")
+    return root
+
+
+def remarks(root: Path, table: str, entries: Sequence[Entry]) -> list[str]:
+    """What a run says of images that are not there, or not read; entries: as read_entries returns them."""
+    in_table = bool(table) or (root / TABLE).is_file()
+    alone = not in_table and class_root(root) == root
+    said = []
+    passed_by = [] if in_table or alone else sorted(_folders(root).keys() - set(FOLDERS))
+    if passed_by:
+        said.append(f"not read: {passed_by[:8]}{' and more' if len(passed_by) > 8 else ''}")
+    if all(entry.class_id for entry in entries):
+        said.append("no unlabelled images (no unlabeled/, no row without a label)")
+    if not any(entry.split == "test" for entry in entries):
+        how = "move some to test/CLASS/"
+        if in_table:
+            how = "give some rows the split test"
+        elif alone:
+            how = "move the class folders into train/ and some of their images into test/CLASS/"
+        said.append(f"no test images, so nothing will be evaluated; to hold some out, {how}")
+    return [printable(f"{root}: {line}") for line in said]
+
+
 def _class_folders(folder: Path, split: str) -> list[Entry]:
     entries, loose = [], []
     for entry in _visible(folder):
         if entry.is_dir():
             files = images_below(entry)
             if not files:
-                raise UsageError(f"class folder {entry} holds no images: add some, or remove it")
+                raise UsageError(f"class folder {printable(str(entry))} holds no images: add some, or remove it")
             entries += [Entry(file, _normal(entry.name), split) for file in files]
-        elif entry.suffix.lower() in IMG_EXTENSIONS:
+        elif _is_image(entry.name):
             loose.append(entry.name)
     if loose or not entries:
-        what = f"holds {len(loose)} images outside class folders, first {loose[0]}" if loose else "has no class folders"
+        what = "has no class folders"
+        if loose:
+            what = f"holds {len(loose)} images outside class folders, first {printable(loose[0])}"
         raise UsageError(f"{folder} {what}: expected {folder.name}/CLASS/*.jpg")
     return entries
 
@@ -120,9 +173,8 @@ def read_table(file: Path) -> list[Entry]:
     for number, row in rows:
         entry = _row(file, number, header, row)
         if entry.path in lines:
-            raise UsageError(
-                f"{file}, line {number}: {row[header.index('path')]} stands in line {lines[entry.path]} too"
-            )
+            path = printable(row[header.index("path")])
+            raise UsageError(f"{file}, line {number}: {path} stands in line {lines[entry.path]} too")
         lines[entry.path] = number
         entries.append(entry)
     return entries
@@ -139,7 +191,7 @@ def _row(file: Path, number: int, header: Sequence[str], row: Sequence[str]) -> 
         raise UsageError(f"{where}: an image for {split} needs a label")
     path = os.path.normpath(file.absolute().parent / cells["path"])
     if not os.path.isfile(path):
-        raise UsageError(f"{where}: no file {path}")
+        raise UsageError(f"{where}: no file {printable(path)}")
     return Entry(path, _normal(cells["label"]), split)
 
 
@@ -147,25 +199,41 @@ def read_names(file: Path, class_ids: Sequence[str]) -> dict[str, str]:
     """Names by class id, from lines "<id> <name>"; a class without a line is named by its id, "_" read as a space.
 
     Raises:
-        UsageError: a line that names no class, or gives no name.
+        UsageError: a line that names no class, or one named before, or gives no name; it gives the line number.
     """
     names = {id_: id_.replace("_", " ") for id_ in class_ids}
-    lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
-    for number, line in enumerate(lines, start=1):
+    named: dict[str, int] = {}
+    for number, line in enumerate(_lines(file) if file.is_file() else [], start=1):
         text = _normal(line.strip())
         # Ids may have spaces, and one may begin like another: the longest that fits.
         fits = max((id_ for id_ in class_ids if f"{text} ".startswith(f"{id_} ")), key=len, default=None)
         if text and (fits is None or text == fits):
             raise UsageError(
-                f"{file}, line {number}: expected '<class folder> <name>', got {line!r}; {list(class_ids)}"
+                f"{file}, line {number}: expected '<class folder> <name>', got {line!r}; the class folders are "
+                f"{list(class_ids[:8])}{' and more' if len(class_ids) > 8 else ''}"
             )
         if fits is not None:
-            names[fits] = text[len(fits) :].strip()
+            if fits in named:
+                raise UsageError(f"{file}, line {number}: {fits!r} is named in line {named[fits]} too")
+            names[fits], named[fits] = text[len(fits) :].strip(), number
     return names
 
 
+def _lines(file: Path) -> list[str]:
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UsageError(f"{file}, line {line}: not UTF-8 ({error.reason}): save it anew as such") from error
+
+
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in IMG_EXTENSIONS
+    return not name.startswith(".") and name.lower().endswith(IMG_EXTENSIONS)
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    return {entry.name: entry for entry in _visible(root) if entry.is_dir()}
 
 
 def _visible(folder: Path) -> Iterable[Path]:
