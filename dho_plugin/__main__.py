@@ -15,6 +15,7 @@ COMMANDS = {
     "teacher-check": "look at a teacher on the labelled images: its errors, its confidence, and what to set",
     "export": "write a finished run as one model: ONNX, torch.export, safetensors, each checked against the run",
     "predict": "classify images with an exported model",
+    "data": "look at the data sets below a folder (doctor), or download them (fetch)",
     "costs": "measure what the second head costs at inference, and what merging tokens saves",
 }
 

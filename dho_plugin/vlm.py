@@ -344,3 +344,8 @@ def build_vision(config: dict[str, Any]) -> Any:
 def imagenet_templates() -> tuple[str, ...]:
     """CLIP's 80 prompt templates for ImageNet, with "{}" for the class name (from open_clip's metadata)."""
     return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
+
+
+def imagenet_classnames() -> tuple[str, ...]:
+    """OpenAI's names of ImageNet's 1000 classes in label order (from open_clip's metadata)."""
+    return tuple(open_clip.IMAGENET_CLASSNAMES)

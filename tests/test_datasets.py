@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
 import runs
 import tiny
+from PIL import Image
 
 from dho_plugin import cli
 from dho_plugin.classes import ClassList, class_list
@@ -42,6 +44,38 @@ def test_classes_of_one_name_stay_two_classes(workspace):
     dataset, _ = build(workspace, "imagenet")
     assert class_list(dataset).names.count("crane") == 2
     assert len(set(class_list(dataset).ids)) == 6
+
+
+def test_a_run_knows_its_images_from_listings_alone(tmp_path, monkeypatch):
+    """Of a million files on a network drive none is opened, nor looked at one by one."""
+    names = [f"n{label:08d}" for label in range(4)]
+    for name in names:
+        for split, count in (("train", 5), ("val", 1)):
+            folder = tmp_path / "imagenet/images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                (folder / f"{number}.JPEG").touch()
+        (folder / ".hidden").touch()
+    (tmp_path / "imagenet/classnames.txt").write_text("".join(f"{name} x{name}\n" for name in names))
+    looked = []
+    isfile = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: looked.append(str(path)) or isfile(path))
+    monkeypatch.setattr(Image, "open", lambda path: pytest.fail(f"opened {path}"))
+    dataset, cfg = build(tmp_path, "imagenet", shots=2)
+    pool = unlabeled_paths(cfg, dataset.train_x, dataset.test)
+    assert (len(dataset.train_x), len(pool), len(dataset.test)) == (8, 12, 4)
+    assert not [path for path in looked if path.endswith(".JPEG")]
+    assert all(isfile(item.impath) for item in [*dataset.train_x, *dataset.test])
+    assert {item.classname for item in dataset.train_x} == {f"x{name}" for name in names}
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling link"])
+def test_what_is_no_file_in_a_class_folder_is_named(tmp_path, kind):
+    root = tiny.imagenet_tree(tmp_path)
+    odd = root / "imagenet/images/train" / tiny.WNIDS[2] / "odd.JPEG"
+    odd.mkdir() if kind == "folder" else odd.symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match=rf"{tiny.WNIDS[2]} holds 'odd.JPEG', which is no file"):
+        build(root, "imagenet")
 
 
 def test_numbered_folders_are_in_numeric_order(tmp_path):

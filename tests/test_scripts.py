@@ -77,3 +77,11 @@ def test_the_average_is_over_seeds_and_takes_the_last_accuracy(tmp_path):
     assert out[1].startswith("new      40.0 ")
     (tmp_path / "new" / "seed1" / "log.txt-2026-11-21-12-00-00").write_text("interrupted\n")
     assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 1
+
+
+def test_the_listing_of_a_large_tree_is_measured(tmp_path):
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(SCRIPTS.parent)}
+    command = [sys.executable, str(SCRIPTS / "listing.py"), "17001"]
+    out = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    assert "16,000 labelled, 1,001 unlabelled, 50,000 test images" in out
+    assert len(re.findall(r" s +\d+\.\d\d GiB more than before$", out, re.MULTILINE)) == 3

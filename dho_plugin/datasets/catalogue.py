@@ -8,14 +8,17 @@ number compares; here that is an error.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from ..errors import UsageError
 from ..host import DatasetBase, Datum
+from ..predicting import printable
 from ..registration import register_dataset
 from .imagenet import class_range, keep_classes, list_folder
+from .layouts import Place, elsewhere, find
 from .split_cache import few_shot
 
 HOW_TO_GET = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
@@ -49,6 +52,11 @@ class Description(NamedTuple):
     val: int
     test: int
 
+    @property
+    def lists(self) -> str:
+        """The file that lists the images: its split file, or FGVC-Aircraft's classes, beside which its lists lie."""
+        return f"split_zhou_{self.name}.json" if self.drive else "variants.txt"
+
 
 CATALOGUE = (
     Description(
@@ -64,6 +72,14 @@ CATALOGUE = (
     Description("EuroSAT", "eurosat", "2750", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o", 10, 13500, 5400, 8100),
     Description("UCF101", "ucf101", "UCF-101-midframes", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y", 101, 7639, 1898, 3783),
 )
+# Classes, training, validation and test images as in the paper's Table 10 (which rounds ImageNet's training images).
+PUBLISHED = {described.name: described[-4:] for described in CATALOGUE} | {
+    "ImageNet": (1000, 1_281_167, 0, 50_000),
+    "ImageNetV2": (1000, 0, 0, 10_000),
+    "ImageNetSketch": (1000, 0, 0, 50_889),
+    "ImageNetA": (200, 0, 0, 7_500),
+    "ImageNetR": (200, 0, 0, 30_000),
+}
 
 
 class SplitByFile(DatasetBase):
@@ -75,23 +91,51 @@ class SplitByFile(DatasetBase):
     described: ClassVar[Description]
 
     def __init__(self, cfg: Any) -> None:
-        folder = Path(cfg.DATASET.ROOT).expanduser().absolute() / self.described.folder
+        root = Path(cfg.DATASET.ROOT).expanduser().absolute()
+        place = self.place(root)
+        folder, images = place.base, place.images
         self.dataset_dir = str(folder)
         list_folder(folder)  # where it is missing, that is the message wanted
-        file, rows = read_variants(folder) if not self.described.drive else read_split(folder, self.described)
+        file, rows = self.rows(root, place)
         classes = number_of_classes(rows, file)
         counts = (classes, *(len(rows[split]) for split in SPLITS))
+        if cfg.VERBOSE and place.note():
+            print(place.note())
         if cfg.VERBOSE and counts != self.described[-4:]:
             print(
                 f"{folder}: {counts} classes, training, validation and test images, published are "
                 f"{self.described[-4:]}: results do not compare"
             )
-        images = folder / self.described.images
         sets = {split: [_datum(images, row, file) for row in rows[split]] for split in SPLITS}
         sets |= few_shot(self, cfg, {"train": sets["train"], "val": sets["val"]})
         labels = class_range(classes, cfg.DATASET.SUBSAMPLE_CLASSES)
         kept = {split: keep_classes(items, labels, classes) for split, items in sets.items()}
         super().__init__(train_x=kept["train"], val=kept["val"], test=kept["test"])
+
+    @classmethod
+    def place(cls, root: Path) -> Place:
+        """Where it lies below a DATASET.ROOT; see layouts.find."""
+        return find(root, cls.described.folder, cls.described.images, cls.described.lists)
+
+    @classmethod
+    def rows(cls, root: Path, place: Place) -> tuple[Path, dict[str, list[Row]]]:
+        """The file that lists the images, and what it says.
+
+        Raises:
+            UsageError: as read_split and read_variants; where the file lies in another place, with the way to move it.
+        """
+        file = place.lists / cls.described.lists
+        others = [] if file.is_file() else elsewhere(root, file.name)
+        if others:
+            raise UsageError(
+                f"{file.name} is looked for at {printable(str(file))}, and lies at "
+                f"{printable(' and '.join(map(str, others)))}: mv {_quoted(others[0])} {_quoted(file)}"
+            )
+        return read_split(place.lists, cls.described) if cls.described.drive else read_variants(place.lists)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(printable(str(path)))
 
 
 def read_split(folder: Path, described: Description) -> tuple[Path, dict[str, list[Row]]]:
@@ -100,7 +144,7 @@ def read_split(folder: Path, described: Description) -> tuple[Path, dict[str, li
     Raises:
         UsageError: it is missing (the message says how to get it), is not JSON, or has an entry of another form.
     """
-    path = folder / f"split_zhou_{described.name}.json"
+    path = folder / described.lists
     if not path.is_file():
         raise UsageError(
             f"no split file at {path}. Get CoOp's with: gdown {described.drive} -O {path} (see {HOW_TO_GET})"

@@ -1,19 +1,27 @@
 """ImageNet and its four variants in CoOp's folder layout.
 
-Each is a root folder with `classnames.txt` ("<wnid> <name>" a line) and class folders. Listings are sorted, so that a
-K-shot split is the same on every machine (CoOp takes the order in which the file system lists).
+Each is a root folder with `classnames.txt` ("<wnid> <name>" a line) and class folders; layouts.py has the places that
+will do too. Listings are sorted, so that a K-shot split is the same on every machine (CoOp takes the order in which the
+file system lists).
 """
 
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import UsageError
 from ..host import DatasetBase, Datum
+from ..predicting import printable
 from ..registration import register_dataset
+from .layouts import NEAR, Place, find
 from .split_cache import few_shot
+
+CLASSNAMES = "classnames.txt"
+# The validation archive has no class folders; this is the usual script that makes them.
+SORT_VAL = "https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh"
 
 
 def read_classnames(path: Path) -> dict[str, str]:
@@ -36,6 +44,50 @@ def read_classnames(path: Path) -> dict[str, str]:
     return names
 
 
+def class_names(root: Path, place: Place) -> tuple[dict[str, str], str]:
+    """Class names by id, and a line on where they come from if that is not the set's own classnames.txt.
+
+    ImageNet's file serves its variants. Where there is none, the names are those of the installed packages.
+
+    Args:
+        root: DATASET.ROOT. place: the set's.
+
+    Raises:
+        UsageError: as read_classnames; a set that is none of ImageNet's has no such file.
+    """
+    own = place.lists / CLASSNAMES
+    around = (root, root.parent) if place.base == root else (root,)
+    files = [own, *(where / ImageNet.folder / CLASSNAMES for where in around)]
+    if own.is_file() or place.usual.relative_to(root).parts[0] not in NEAR:
+        return read_classnames(own), ""
+    file = next((file for file in files if file.is_file()), None)
+    if file:
+        return read_classnames(file), printable(f"no {own}: class names from {file}")
+    return packaged_names(), printable(
+        f"no {own}: class names from the packages open_clip and timm. CoOp's file may word some otherwise, which moves "
+        "accuracies by tenths"
+    )
+
+
+def packaged_names() -> dict[str, str]:
+    """OpenAI's names of ImageNet's 1000 classes by WordNet id, in label order, from the installed packages."""
+    from timm.data import ImageNetInfo
+
+    from ..vlm import imagenet_classnames  # the models' libraries, which a dataset needs for nothing else
+
+    return dict(zip(ImageNetInfo().label_names(), imagenet_classnames(), strict=True))
+
+
+def check_class_folders(folder: Path) -> None:
+    """Refuse a folder of images without class folders, as ImageNet's validation archive unpacks."""
+    entries = list_folder(folder)
+    if entries and not any(entry.is_dir() for entry in entries):
+        raise UsageError(
+            f"{folder} holds {len(entries):,} files and no class folders, as the validation archive does: sort them by "
+            f"class with {SORT_VAL}, run in that folder"
+        )
+
+
 def list_folder(path: Path) -> list[Path]:
     """Sorted visible entries of a folder.
 
@@ -50,6 +102,28 @@ def list_folder(path: Path) -> list[Path]:
         f"missing folder {path}: {above} holds {there[:10] or 'nothing'}. "
         "Check --root, which is the folder above the dataset's own (see CoOp's DATASETS.md for the layouts)"
     )
+
+
+def image_files(folder: Path) -> list[str]:
+    """Paths of a class folder's visible files in the order of their names; its listing alone is read.
+
+    Raises:
+        UsageError: something in it is no file.
+    """
+    with os.scandir(folder) as entries:
+        files = {entry.name: entry.is_file() for entry in entries if not entry.name.startswith(".")}
+    strange = [name for name, is_file in files.items() if not is_file]
+    if strange:
+        raise UsageError(f"{folder} holds {strange[0]!r}, which is no file: expected images and nothing else")
+    return [os.path.join(folder, name) for name in sorted(files)]
+
+
+def _listed(path: str, label: int, classname: str) -> Datum:
+    """An item for a file that a listing has just named: Datum's own look at every file costs ImageNet minutes on a
+    network drive."""
+    item = Datum.__new__(Datum)
+    item._impath, item._label, item._domain, item._classname = path, label, 0, classname
+    return item
 
 
 def class_range(num_classes: int, subsample: str) -> range:
@@ -80,13 +154,24 @@ class ClassFolders(DatasetBase):
     """
 
     folder: ClassVar[str]
-    images: ClassVar[str] = "images"
+    images: str = "images"
     numbered: ClassVar[bool] = False
 
     def __init__(self, cfg: Any) -> None:
-        self.dataset_dir = str(Path(cfg.DATASET.ROOT).expanduser().absolute() / self.folder)
-        self.names = read_classnames(Path(self.dataset_dir) / "classnames.txt")
+        root = Path(cfg.DATASET.ROOT).expanduser().absolute()
+        place = self.place(root)
+        list_folder(place.images)  # where it is missing, that is the message wanted
+        self.dataset_dir, self.images = str(place.base), place.below
+        self.names, source = class_names(root, place)
+        if cfg.VERBOSE or not isinstance(self, TrainableFolders):  # a shifted test set is always built quietly, once
+            for line in filter(None, (place.note(), source)):
+                print(line)
         super().__init__(**self.splits(cfg))
+
+    @classmethod
+    def place(cls, root: Path) -> Place:
+        """Where it lies below a DATASET.ROOT; see layouts.find."""
+        return find(root, cls.folder, cls.images, CLASSNAMES)
 
     def splits(self, cfg: Any) -> dict[str, list[Datum]]:
         """The sets that DatasetBase takes; Dassl wants a train_x even of a set that is for testing only."""
@@ -111,9 +196,9 @@ class ClassFolders(DatasetBase):
             raise UsageError(f"no class folders in {Path(self.dataset_dir) / images}")
         self.class_ids = ids
         return [
-            Datum(impath=str(file), label=label, classname=self.names[id_])
+            _listed(path, label, self.names[id_])
             for label, (id_, entry) in enumerate(zip(ids, folders, strict=True))
-            for file in list_folder(entry)
+            for path in image_files(entry)
         ]
 
 
@@ -129,6 +214,7 @@ class TrainableFolders(ClassFolders):
     test_folder: ClassVar[str] = "val"
 
     def splits(self, cfg: Any) -> dict[str, list[Datum]]:
+        check_class_folders(Path(self.dataset_dir) / self.images / self.test_folder)
         test = self.read(f"{self.images}/{self.test_folder}")
         ids = self.class_ids
         val = test if self.val_folder == self.test_folder else self.read(f"{self.images}/{self.val_folder}")
