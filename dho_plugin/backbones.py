@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,7 +143,13 @@ def _fetch(source: Source, build: Any) -> Any:
 
 
 def _load_file(network: nn.Module, path: Path) -> None:
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UsageError(
+            f"{path} is not a checkpoint of plain tensors ({type(error).__name__}). If you trust it, load it once with "
+            "torch.load(..., weights_only=False) and save its state_dict"
+        ) from error
     for key in ("state_dict", "model"):
         state = state.get(key, state)
     _fit(network, state, str(path))

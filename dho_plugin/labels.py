@@ -12,6 +12,7 @@ from urllib.error import URLError
 import torch
 
 from .balanced import balanced_draw
+from .datasets.lists import read_lines
 from .errors import UsageError, did_you_mean
 from .host import Datum, build_dataset
 from .split_record import recorded
@@ -112,7 +113,7 @@ def listed(items: Sequence[Datum], file: Path) -> list[Datum]:
     for item in items:
         by_name[Path(item.impath).name].append(item)
     chosen = set()
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         entry = line.strip()
         if not entry:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from .errors import UsageError
 from .host import TRAINER_REGISTRY, cfg_default, load_checkpoint
+from .predicting import printable
 
 RECORD = "config.yaml"
 # Settings that may differ between a run and its continuation.
@@ -39,7 +41,7 @@ def read_checkpoint(directory: Path, name: str, epoch: int | None) -> dict[str, 
         directory: a run's output folder. name: the part's folder. epoch: None for the best, else for the last.
 
     Raises:
-        UsageError: there is none; it says what is there.
+        UsageError: there is none, and it says what is there; it cannot be read, or only by running what it contains.
     """
     folder = directory / name
     files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -48,8 +50,11 @@ def read_checkpoint(directory: Path, name: str, epoch: int | None) -> dict[str, 
         file = (folder / "checkpoint").read_text(encoding="utf-8").strip()
     if file not in files:
         raise UsageError(f"no {file} in {folder}: it holds {files or 'nothing'}")
-    checkpoint = load_checkpoint(str(folder / file))
-    print(f"Loading {folder / file} (epoch {checkpoint['epoch']})")
+    try:
+        checkpoint = load_checkpoint(str(folder / file))
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise UsageError(str(error)) from error
+    print(printable(f"Loading {folder / file} (epoch {checkpoint['epoch']})"))
     return checkpoint
 
 
@@ -88,9 +93,19 @@ def write_record(cfg: Any, folder: Path) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The settings that a run left in its output folder; empty if it left none."""
+    """The settings that a run left in its output folder; empty if it left none.
+
+    Raises:
+        UsageError: something else stands there.
+    """
     path = folder / RECORD
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"{path} is no record of a run ({error})") from error
+    if not isinstance(record, dict):
+        raise UsageError(f"{path} is no record of a run: expected a setting on each line")
+    return record
 
 
 def prepare_resume(cfg: Any, names: list[str]) -> None:

@@ -132,7 +132,20 @@ class VLM(nn.Module):
                     f"prompt of {len(self._tokenizer.encode(text)) + 2} tokens, {self.name} reads at most "
                     f"{self.context_length}: {text!r}. Use a shorter class name or fewer context tokens (N_CTX)"
                 )
+        if not hasattr(self._tokenizer, "encoder"):
+            self._refuse_cut(texts)
         return self._tokenizer(list(texts), context_length=self.context_length).to(self._mean.device)
+
+    def _refuse_cut(self, texts: Sequence[str]) -> None:
+        """The same for a tokenizer of another library, which cuts without a word: with room for one token more a text
+        that fits ends in padding, as a short one does."""
+        short, *rows = self._tokenizer(["a", *texts], context_length=self.context_length + 1)
+        for text, row in zip(texts, rows, strict=True):
+            if row[-1] != short[-1]:
+                raise UsageError(
+                    f"{self.name} reads at most {self.context_length} tokens, and this prompt has more: {text!r}. Use "
+                    "a shorter class name"
+                )
 
     def num_tokens(self, text: str) -> int:
         """Number of tokens of a text without start and end token."""

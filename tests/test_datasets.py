@@ -99,6 +99,9 @@ def test_classnames_with_bom_crlf_blank_lines_and_umlauts(tmp_path):
     path.write_text("n1 tench\nn2\n")
     with pytest.raises(UsageError, match="line 2"):
         read_classnames(path)
+    path.write_bytes("n1 tench\nn2 Käfer\n".encode("latin-1"))
+    with pytest.raises(UsageError, match="line 2: not UTF-8"):
+        read_classnames(path)
 
 
 def test_class_folders_without_a_name_and_differing_train_and_test(tmp_path):

@@ -24,7 +24,7 @@ def unreadable(files: Sequence[str], *, decode: bool) -> tuple[int, list[str]]:
     bad = [record for record in progress(records, len(chosen)) if record["fault"]]
     looked = f"{len(chosen):,} files" if few else f"{len(chosen):,} of {len(files):,} files, evenly spaced"
     how = "decoded" if decode else "opened, not decoded: --decode does that"
-    lines = [f"unreadable images: {len(bad) if bad else 'none'} ({looked}; {how})"]
+    lines = [f"unreadable images: {format(len(bad), ',') if bad else 'none'} ({looked}; {how})"]
     shown = bad if decode else bad[:SHOWN]
     return len(bad), [*lines, *(f"    {record['path']}: {record['fault']}" for record in shown)]
 

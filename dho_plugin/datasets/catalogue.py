@@ -19,6 +19,7 @@ from ..predicting import printable
 from ..registration import register_dataset
 from .imagenet import class_range, keep_classes, list_folder
 from .layouts import Place, elsewhere, find
+from .lists import read_lines
 from .split_cache import few_shot
 
 HOW_TO_GET = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
@@ -187,7 +188,7 @@ def read_variants(folder: Path) -> tuple[Path, dict[str, list[Row]]]:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise UsageError(f"no list at {path}: it is in data/ of fgvc-aircraft-2013b.tar.gz (see {HOW_TO_GET})")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line.strip() for line in read_lines(path)]
 
 
 def number_of_classes(rows: dict[str, list[Row]], file: Path) -> int:

@@ -17,6 +17,7 @@ from ..host import DatasetBase, Datum
 from ..predicting import printable
 from ..registration import register_dataset
 from .layouts import NEAR, Place, find
+from .lists import read_lines
 from .split_cache import few_shot
 
 CLASSNAMES = "classnames.txt"
@@ -28,13 +29,13 @@ def read_classnames(path: Path) -> dict[str, str]:
     """Class names by folder id, in file order.
 
     Raises:
-        UsageError: no such file, or a line without a name; it gives the line number.
+        UsageError: no such file, a line without a name, or one that is not UTF-8; it gives the line number.
     """
     if not path.is_file():
         list_folder(path.parent)  # where the folder itself is missing, that is the message wanted
         raise UsageError(f"no class names at {path}: expected CoOp's classnames.txt, one '<wnid> <name>' a line")
     names: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         id_, _, name = line.strip().partition(" ")

@@ -16,6 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import UsageError, check_choice
 from ..predicting import printable
+from .lists import read_lines
 from .own_checks import SPLITS, Entry, check_classes, check_files
 
 TABLE = "labels.csv"
@@ -203,7 +204,7 @@ def read_names(file: Path, class_ids: Sequence[str]) -> dict[str, str]:
     """
     names = {id_: id_.replace("_", " ") for id_ in class_ids}
     named: dict[str, int] = {}
-    for number, line in enumerate(_lines(file) if file.is_file() else [], start=1):
+    for number, line in enumerate(read_lines(file) if file.is_file() else [], start=1):
         text = _normal(line.strip())
         # Ids may have spaces, and one may begin like another: the longest that fits.
         fits = max((id_ for id_ in class_ids if f"{text} ".startswith(f"{id_} ")), key=len, default=None)
@@ -217,15 +218,6 @@ def read_names(file: Path, class_ids: Sequence[str]) -> dict[str, str]:
                 raise UsageError(f"{file}, line {number}: {fits!r} is named in line {named[fits]} too")
             names[fits], named[fits] = text[len(fits) :].strip(), number
     return names
-
-
-def _lines(file: Path) -> list[str]:
-    content = file.read_bytes()
-    try:
-        return content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UsageError(f"{file}, line {line}: not UTF-8 ({error.reason}): save it anew as such") from error
 
 
 def _is_image(name: str) -> bool:
