@@ -121,16 +121,19 @@ def build_config(args: argparse.Namespace) -> Any:
         cfg.OUTPUT_DIR = str(default_output(cfg, args))
     cfg.freeze()
     _check_wishes(cfg, args)
-    _check_lines(cfg)
+    _check_values(cfg)
     return cfg
 
 
-def _check_lines(cfg: Any) -> None:
-    """Refuse a setting that would break out of its line in a log, and pass for a result there."""
+def _check_values(cfg: Any) -> None:
+    """Refuse a text that would break out of its line in a log, and pass for a result there; and a number that numpy
+    takes for no seed."""
     for key, value in flatten(cfg).items():
         for word in value if isinstance(value, list) else [value]:
             if isinstance(word, str) and printable(word) != word:
                 raise UsageError(f"{key} {word!r}: a control character, expected printable text")
+            if isinstance(word, int) and abs(word) >= 2**32:
+                raise UsageError(f"{key}: a number of {word.bit_length()} bits, expected one of at most 32")
 
 
 def _check_data_flags(args: argparse.Namespace) -> None:

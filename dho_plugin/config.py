@@ -108,20 +108,23 @@ def merge_file(cfg: CN, path: str | Path) -> None:
     """Merge a yaml file; an unknown key is named with the nearest known one.
 
     Raises:
-        UsageError: no such file, no valid yaml, unknown key.
+        UsageError: no such file, no valid yaml of sections and keys, unknown key, a value of another type.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no configuration file at {path}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        keys = _leaves(values) if isinstance(values, dict) else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, a number of 4301 digits
         raise UsageError(f"{path} is not valid yaml: {error}") from error
-    for key in _leaves(values):
+    if keys is None:
+        raise UsageError(f"{path}: expected sections with keys, such as 'OPTIM:' and under it 'LR: 0.002'")
+    for key in keys:
         _check_key(cfg, key, where=str(path))
     try:
         cfg.merge_from_other_cfg(CN(values))
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # the latter: a type that no setting has
         raise UsageError(f"{path}: {error}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,9 @@ def build_labeled_dataset(cfg: Any) -> Any:
 
 
 def list_file(wanted: str, folder: Path) -> Path:
-    """The local file of a list; a public one is fetched into `folder` once, and checked.
+    """The local file of a list; a public one is fetched once and checked.
+
+    It is kept in `folder`, or, where nothing can be written there, in torch.hub's.
 
     Raises:
         UsageError: neither a public list nor a file; it cannot be fetched, or is not the list of that name.
@@ -80,9 +83,11 @@ def list_file(wanted: str, folder: Path) -> Path:
         known = [*LISTS, *DRAWS]
         raise UsageError(f"no list {wanted!r}: expected a file or one of {known}.{did_you_mean(wanted, known)}")
     source = LISTS[wanted]
-    path = folder / "imagenet_subsets" / source.url.rpartition("/")[2]
-    if not path.is_file():
-        print(f"Fetching {source.url}")
+    places = [home / "imagenet_subsets" / source.url.rpartition("/")[2] for home in (folder, Path(torch.hub.get_dir()))]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        path = places[0] if _writable(places[0].parent) else places[1]
+        print(f"Fetching {source.url} to {path}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(source.url, str(path), hash_prefix=source.sha256, progress=False)
@@ -91,6 +96,11 @@ def list_file(wanted: str, folder: Path) -> Path:
     if hashlib.sha256(path.read_bytes()).hexdigest() != source.sha256:
         raise UsageError(f"{path} is not {source.url}: delete it")
     return path
+
+
+def _writable(folder: Path) -> bool:
+    above = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    return os.access(above, os.W_OK)
 
 
 def drawn(items: Sequence[Datum], percent: float) -> list[Datum]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,10 +49,7 @@ def read_checkpoint(directory: Path, name: str, epoch: int | None) -> dict[str, 
         file = (folder / "checkpoint").read_text(encoding="utf-8").strip()
     if file not in files:
         raise UsageError(f"no {file} in {folder}: it holds {files or 'nothing'}")
-    try:
-        checkpoint = load_checkpoint(str(folder / file))
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise UsageError(str(error)) from error
+    checkpoint = load_checkpoint(str(folder / file))
     print(printable(f"Loading {folder / file} (epoch {checkpoint['epoch']})"))
     return checkpoint
 

@@ -26,6 +26,7 @@ from dho_plugin import cli, labels, pool
 from dho_plugin.backbones import load_backbone
 from dho_plugin.classes import ClassHead, ClassList
 from dho_plugin.config import merge_file
+from dho_plugin.datasets import imagenet as imagenet_module
 from dho_plugin.datasets.split_cache import cache_files
 from dho_plugin.errors import UsageError
 from dho_plugin.heads import DualHeadLogits
@@ -69,7 +70,7 @@ def test_a_runs_checkpoint_that_runs_code_is_refused_wherever_it_enters(workspac
         runs.run(workspace, "LinearProbe", tmp_path / "a", f"--eval-only --model-dir {probe}")
     with pytest.raises(UsageError, match=f"(?s){way_out}"):
         runs.run(workspace, "StudentDHO", tmp_path / "b", f"--teacher {probe}")
-    with pytest.raises(pickle.UnpicklingError, match=f"(?s){way_out}"):
+    with pytest.raises(UsageError, match=f"(?s){way_out}"):
         runs.run(workspace, "LinearProbe", probe, "", "TRAIN.CHECKPOINT_FREQ 1")  # which goes on from it
     assert not canary.exists()
     torch.load(file, weights_only=False)
@@ -164,6 +165,23 @@ def test_the_order_of_listings_changes_no_split_of_ones_own(tmp_path, monkeypatc
         with monkeypatch.context() as patch:
             shuffle_listings(patch, seed)
             assert built() == plain
+
+
+# Row 23: batch normalisation over one image
+
+
+@pytest.mark.parametrize("name", ["CE", "StudentDHO", "KD"])
+def test_a_batch_of_one_image_is_not_normalised(workspace, tmp_path, name):
+    def train(flags: str, backbone: str = "timm/test_resnet"):
+        options = "DATALOADER.TRAIN_X.BATCH_SIZE 1 INPUT.SIZE (32,32)"
+        runs.make(workspace, name, tmp_path / "out", f"{flags} --backbone {backbone}", options).train()
+
+    labels_only = "" if name == "KD" else "--labels-only"  # beside an unlabelled image it is no batch of one
+    with pytest.raises(UsageError, match="timm/test_resnet normalises over the batch"):
+        train(labels_only)
+    train(labels_only, f"{workspace}/student.safetensors")
+    if name == "StudentDHO":
+        train(f"--output-dir {tmp_path / 'more'}")
 
 
 # Row 25: alpha and beta searched where they must not be
@@ -317,6 +335,13 @@ def test_a_model_folder_cannot_pass_for_a_result(workspace, probe, tmp_path, cap
     assert r"x\n* accuracy: 99.9%\n/ce_head" in said and not fake_results(said)
 
 
+def test_a_class_of_an_attached_trainer_cannot_pass_for_a_result(workspace, tmp_path, monkeypatch):
+    """Dassl's own evaluator prints the names that the trainer hands to it."""
+    monkeypatch.setattr(imagenet_module, "read_classnames", lambda path: {wnid: FAKE for wnid in tiny.WNIDS})
+    trainer = test_attach.make(workspace, "LogitsHostDHO", tmp_path)
+    assert set(trainer.lab2cname.values()) == {r"x\n* accuracy: 99.9%\n"}
+
+
 def test_a_record_that_runs_code_is_refused(workspace, probe, tmp_path):
     """The settings that a run has left, read back where it is gone on from or teaches."""
     record = probe / "config.yaml"
@@ -338,12 +363,27 @@ def test_a_record_that_runs_code_is_refused(workspace, probe, tmp_path):
         ("TRAINER:\n  DHO:\n    LAMDA: 1.0\n", "'TRAINER.DHO.LAMDA' in .*t.yaml. Did you mean 'TRAINER.DHO.LAMBDA'"),
         ("OPTIM:\n  LR:\n    X: 1.0\n", "'OPTIM.LR.X' in .*t.yaml. Did you mean 'OPTIM.LR'"),
         ("OPTIM: 3\n", "'OPTIM' in .*t.yaml"),
+        (f"SEED: {'9' * 5000}\n", "not valid yaml.*4300 digits"),
+        ("OPTIM: &a\n  LR: *a\n", "not valid yaml.*recursion"),
+        ("SEED: 1 # \xe9\n", "not valid yaml.*utf-8"),
+        ("- SEED\n- 1\n", "t.yaml: expected sections with keys"),
+        ("OPTIM:\n  LR: 2026-01-01\n", "t.yaml: Key OPTIM.LR with value <class 'datetime.date'>"),
     ],
+    ids=range(10),
 )
 def test_what_a_configuration_file_may_not_say(tmp_path, text, message):
-    (tmp_path / "t.yaml").write_text(text.replace("CANARY", str(tmp_path / "canary")))
+    (tmp_path / "t.yaml").write_text(text.replace("CANARY", str(tmp_path / "canary")), encoding="latin-1")
     cfg = get_cfg_default()
     before = str(cfg)
     with pytest.raises(UsageError, match=f"(?s){message}"):
         merge_file(cfg, tmp_path / "t.yaml")
     assert str(cfg) == before and not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("text", [f"SEED: {2**32}\n", f"OPTIM:\n  MAX_EPOCH: 0x{'f' * 6000}\n"], ids=["seed", "epochs"])
+def test_a_number_that_nothing_can_hold(tmp_path, text):
+    (tmp_path / "t.yaml").write_text(text)
+    line = ["--trainer", "CoOp", "--dataset", "shapes", "--config-file", str(tmp_path / "t.yaml")]
+    line += ["--seed", str(2**32)] if "SEED" in text else []
+    with pytest.raises(UsageError, match=r"SEED: a number of 33 bits|MAX_EPOCH: a number of 24000 bits"):
+        cli.build_config(cli.parser().parse_args(line))

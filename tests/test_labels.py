@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,17 @@ def test_a_public_list_is_fetched_once_and_its_images_alone_are_labelled(workspa
     public.unlink()
     runs.make(workspace, "LinearProbeDHO", tmp_path / "b", options)
     assert capsys.readouterr().out.count("Fetching file://") == 1
+
+
+def test_where_nothing_can_be_written_beside_the_images_a_list_is_kept_elsewhere(monkeypatch, tmp_path, public):
+    images = tmp_path / "data" / "imagenet"
+    images.mkdir(parents=True)
+    monkeypatch.setattr(labels.torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != images)
+    file = list_file("simclr-1", images)
+    assert file == tmp_path / "cache/imagenet_subsets/1percent.txt" and not list(images.iterdir())
+    public.unlink()
+    assert list_file("simclr-1", images) == file
 
 
 def test_another_file_of_that_name_is_refused(monkeypatch, tmp_path, public):

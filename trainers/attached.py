@@ -82,6 +82,7 @@ class AttachedDHO(TrainerX):
         if not hasattr(getattr(self, "dm", None), "dataset"):
             raise UsageError(f"{type(self).__name__} has no `self.dm.dataset`: keep the dataset there")
         self.kd_classes = class_list(self.dm.dataset)
+        self.lab2cname = {label: printable(name) for label, name in self.dm.dataset.lab2cname.items()}  # for the log
         self.kd_template = single_prompt(self.cfg)
         self.kd_seed = self.cfg.SEED if self.cfg.SEED >= 0 else secrets.randbelow(2**31)
         vars(self).pop("train_loader_x", None)  # the host's own loader, which would hide the one below

@@ -67,6 +67,16 @@ class CE(MethodTrainer):
             torch.manual_seed(self.view_seed)
             return load_backbone(name, self.cfg.INPUT.SIZE[0])
 
+    def before_train(self) -> None:
+        alone = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE < 2 and not self.unlabeled_paths()
+        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.student.modules())
+        if alone and normalised and not isinstance(self.student, VLM):  # whose statistics stay what they were
+            raise UsageError(
+                f"DATALOADER.TRAIN_X.BATCH_SIZE 1: {self.student.name} normalises over the batch, and one image has no "
+                "deviation: take 2 or more"
+            )
+        super().before_train()
+
     def build_backbone(self) -> nn.Module:
         if not isinstance(self.student, VLM):
             return self.student

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import UsageError
 from .dataset import mkdir_if_missing
 
 
@@ -64,13 +65,21 @@ def _replace(path: str, write: Callable[[str], Any]) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
+class UnsafeCheckpoint(UsageError, pickle.UnpicklingError):
+    """A checkpoint that could run code if it were loaded."""
+
+
+class DamagedCheckpoint(UsageError, RuntimeError):
+    """A checkpoint that is cut off, or none."""
+
+
 def load_checkpoint(fpath: str | Path) -> dict[str, Any]:
     """Load a checkpoint of tensors and plain values, to the CPU where there is no GPU.
 
     Raises:
         FileNotFoundError: no such file.
-        pickle.UnpicklingError: the file holds other Python objects, as those written by older Dassl versions do.
-        RuntimeError: the file is cut off or no checkpoint.
+        UnsafeCheckpoint: the file holds other Python objects, as those written by older Dassl versions do.
+        DamagedCheckpoint: the file is cut off or no checkpoint.
     """
     if fpath is None:
         raise ValueError("load_checkpoint: the path is None")
@@ -79,9 +88,11 @@ def load_checkpoint(fpath: str | Path) -> dict[str, Any]:
     try:
         return torch.load(fpath, map_location=_map_location(), weights_only=True)
     except pickle.UnpicklingError as error:
-        raise pickle.UnpicklingError(_refusal(fpath, error)) from error
+        raise UnsafeCheckpoint(_refusal(fpath, error)) from error
     except (RuntimeError, EOFError) as error:
-        raise RuntimeError(f"cannot read {str(fpath)!r}: cut off, damaged or not a checkpoint ({error})") from error
+        raise DamagedCheckpoint(
+            f"cannot read {str(fpath)!r}: cut off, damaged or not a checkpoint ({error})"
+        ) from error
 
 
 def _map_location() -> str | None:

@@ -19,6 +19,7 @@ from embedded_api import api as embedded
 from torch import nn
 
 from dho_plugin import host
+from dho_plugin.config import SHARED
 
 DASSL_HOME = os.environ.get("DASSL_HOME", "")
 
@@ -67,8 +68,7 @@ def test_default_configuration(dassl: SimpleNamespace) -> None:
     theirs = {k: v for k, v in _flat(dassl.cfg_default).items() if not re.match(r"TRAINER\..*\.", k)}
     ours = {k: v for k, v in _flat(embedded.cfg_default).items() if not re.match(r"TRAINER\..*\.", k)}
     # CoOp's key and ours, added with the trainers and datasets
-    added = ("SUBSAMPLE_CLASSES", "LABELS", "CSV", "CONTENT", "SPLIT_CACHE")
-    for key in (*(f"DATASET.{name}" for name in added), "MODEL.TOKEN_MERGING"):
+    for key in ("DATASET.CSV", "DATASET.CONTENT", *(f"{part}.{key}" for part, keys in SHARED.items() for key in keys)):
         ours.pop(key, None)
     assert ours == theirs
     assert {k: type(v) for k, v in ours.items()} == {k: type(v) for k, v in theirs.items()}
