@@ -80,7 +80,11 @@ def test_the_average_is_over_seeds_and_takes_the_last_accuracy(tmp_path):
 
 
 def test_the_listing_of_a_large_tree_is_measured(tmp_path):
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(SCRIPTS.parent)}
+    environment = {
+        **os.environ,
+        "TMPDIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(SCRIPTS.parent), *sys.path]),
+    }
     command = [sys.executable, str(SCRIPTS / "listing.py"), "17001"]
     out = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
     assert "16,000 labelled, 1,001 unlabelled, 50,000 test images" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,11 +13,16 @@ from dho_plugin import host
 
 
 @pytest.fixture(autouse=True)
-def no_dassl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not Path(entry, "dassl").is_dir()])
-    monkeypatch.delenv("DHO_HOST", raising=False)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "dassl"]:
-        monkeypatch.delitem(sys.modules, name)
+def no_dassl() -> Iterator[None]:
+    """With a patch of its own: pytest's would keep this path for later tests where one of these adds to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        hidden = ("dassl", "wilds")
+        kept = [entry for entry in sys.path if not any(Path(entry, name).is_dir() for name in hidden)]
+        patch.setattr(sys, "path", kept)
+        patch.delenv("DHO_HOST", raising=False)
+        for name in [name for name in sys.modules if name.partition(".")[0] in hidden]:
+            patch.delitem(sys.modules, name)
+        yield
 
 
 @pytest.fixture
