@@ -363,7 +363,7 @@ def test_a_record_that_runs_code_is_refused(workspace, probe, tmp_path):
         ("TRAINER:\n  DHO:\n    LAMDA: 1.0\n", "'TRAINER.DHO.LAMDA' in .*t.yaml. Did you mean 'TRAINER.DHO.LAMBDA'"),
         ("OPTIM:\n  LR:\n    X: 1.0\n", "'OPTIM.LR.X' in .*t.yaml. Did you mean 'OPTIM.LR'"),
         ("OPTIM: 3\n", "'OPTIM' in .*t.yaml"),
-        (f"SEED: {'9' * 5000}\n", "not valid yaml.*4300 digits"),
+        (f"SEED: {'9' * 5000}\n", "not valid yaml.*4300"),
         ("OPTIM: &a\n  LR: *a\n", "not valid yaml.*recursion"),
         ("SEED: 1 # \xe9\n", "not valid yaml.*utf-8"),
         ("- SEED\n- 1\n", "t.yaml: expected sections with keys"),
