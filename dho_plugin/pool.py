@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from .datasets.catalogue import CLASSES
 from .errors import UsageError
 from .host import Datum, build_dataset
 from .leaks import check_apart, overlap
@@ -15,7 +16,7 @@ from .predicting import printable
 
 POOLS = ("complement", "union")
 FEW = ("stop", "clip")
-TEST_COPIES = ("stop", "allow")
+TEST_COPIES = ("auto", "stop", "allow")
 
 
 def _path(item: Datum) -> str:
@@ -35,8 +36,8 @@ def unlabeled_paths(
 
     Raises:
         UsageError: K shots leave nothing; or the full set lacks labelled images (a split of another folder); or the
-            pool holds test images, unless TRAINER.DHO.TRANSDUCTIVE allows them; under DATASET.TEST_COPIES allow mere
-            copies of test images are left out instead.
+            pool holds test images, unless TRAINER.DHO.TRANSDUCTIVE allows them; where copy_policy allows mere copies
+            of test images these are left out instead.
     """
     everything = cfg.clone()
     everything.defrost()
@@ -68,10 +69,17 @@ def unlabeled_paths(
             _paths(test),
             "unlabelled",
             "remove them from the training images; or set TRAINER.DHO.TRANSDUCTIVE True, and every result says so",
-            cfg.DATASET.TEST_COPIES,
+            copy_policy(cfg),
         )
         rest = [path for path in rest if path not in copies] if copies else rest
     return rest
+
+
+def copy_policy(cfg: Any) -> str:
+    """DATASET.TEST_COPIES, "stop" or "allow"; auto allows them in the datasets whose splits are published files, where
+    duplicates are part of every published number."""
+    wanted = cfg.DATASET.TEST_COPIES
+    return ("allow" if cfg.DATASET.NAME in CLASSES else "stop") if wanted == "auto" else wanted
 
 
 def _paths(items: Sequence[Datum] | None) -> list[str]:
@@ -82,7 +90,7 @@ def check_trainable(dataset: Any, *, final_model: str, copies: str = "stop") -> 
     """Refuse to train on test images, or to choose the epoch on them.
 
     Args:
-        dataset: a Dassl dataset. final_model: TEST.FINAL_MODEL. copies: DATASET.TEST_COPIES.
+        dataset: a Dassl dataset. final_model: TEST.FINAL_MODEL. copies: see copy_policy.
 
     Raises:
         UsageError: labelled or, for "best_val", validation images are test images (see leaks.overlap); or it has no
@@ -94,33 +102,37 @@ def check_trainable(dataset: Any, *, final_model: str, copies: str = "stop") -> 
     check_apart(labeled, test, "labelled", "remove them from the training images", copies)
     if final_model == "best_val" and not dataset.val:
         raise UsageError("TEST.FINAL_MODEL best_val: this dataset has no validation images; use last_step")
-    if final_model == "best_val" and overlap(_paths(dataset.val), test):
+    if final_model == "best_val" and _shared(dataset.val, dataset.test, copies):
         raise UsageError(
             "TEST.FINAL_MODEL best_val would choose the epoch on test images, since this dataset returns its test set "
             "as validation set: use last_step"
         )
     if final_model == "best_val":
-        _check_not_learned(dataset, "TEST.FINAL_MODEL best_val")
+        _check_not_learned(dataset, "TEST.FINAL_MODEL best_val", copies)
 
 
-def check_validation(dataset: Any, purpose: str) -> None:
+def check_validation(dataset: Any, purpose: str, *, copies: str = "stop") -> None:
     """Refuse to choose anything on validation images that are not there, or that are test or labelled images.
 
     Args:
-        dataset: a Dassl dataset. purpose: the setting that asks for them.
+        dataset: a Dassl dataset. purpose: the setting that asks for them. copies: see copy_policy.
     """
     if not dataset.val:
         raise UsageError(f"{purpose}: this dataset has no validation images; take fixed values")
-    if overlap(_paths(dataset.val), _paths(dataset.test)):
+    if _shared(dataset.val, dataset.test, copies):
         raise UsageError(
             f"{purpose}: this dataset returns its test set as validation set, and nothing may be chosen on test "
             "images; take fixed values"
         )
-    _check_not_learned(dataset, purpose)
+    _check_not_learned(dataset, purpose, copies)
 
 
-def _check_not_learned(dataset: Any, purpose: str) -> None:
-    learned = overlap(_paths(dataset.train_x), _paths(dataset.val))
+def _shared(first: Sequence[Datum] | None, second: Sequence[Datum] | None, copies: str) -> list[tuple[str, str]]:
+    return overlap(_paths(first), _paths(second), content=False if copies == "allow" else None)
+
+
+def _check_not_learned(dataset: Any, purpose: str, copies: str) -> None:
+    learned = _shared(dataset.train_x, dataset.val, copies)
     if learned:
         raise UsageError(
             f"{purpose}: {len(learned):,} validation images are labelled training images, first "

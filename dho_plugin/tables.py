@@ -19,7 +19,7 @@ from .datasets import SHIFTS
 from .errors import UsageError
 from .host import cfg_default
 from .labels import build_labeled_dataset
-from .pool import check_trainable
+from .pool import check_trainable, copy_policy
 from .report import Record
 from .saved import flatten
 from .shifts import load_shifts
@@ -88,9 +88,7 @@ def check_data(cells: Iterable[Cell]) -> None:
     configurations = [configure(cell)[0] for cell in cells]
     with redirect_stdout(io.StringIO()):
         for cfg in {str(cfg.DATASET): cfg for cfg in configurations}.values():
-            check_trainable(
-                build_labeled_dataset(cfg), final_model=cfg.TEST.FINAL_MODEL, copies=cfg.DATASET.TEST_COPIES
-            )
+            check_trainable(build_labeled_dataset(cfg), final_model=cfg.TEST.FINAL_MODEL, copies=copy_policy(cfg))
         for cfg in configurations[:1]:
             load_shifts(cfg, SHIFTS.get(cfg.DATASET.NAME, {}))
 

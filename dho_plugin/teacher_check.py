@@ -17,7 +17,7 @@ from .classes import ClassList, class_list
 from .errors import UsageError
 from .host import set_random_seed
 from .labels import build_labeled_dataset
-from .pool import check_shots, check_trainable, check_validation
+from .pool import check_shots, check_trainable, check_validation, copy_policy
 from .precision import Precision
 from .predicting import printable
 from .report import Table, markdown
@@ -57,9 +57,10 @@ def ask(cfg: Any) -> Answers:
     dataset = build_labeled_dataset(cfg)
     items, images = dataset.train_x, "labelled training images"
     if is_run(name):
-        check_validation(dataset, f"{name} was trained on labels, so it is looked at on validation images")
+        purpose = f"{name} was trained on labels, so it is looked at on validation images"
+        check_validation(dataset, purpose, copies=copy_policy(cfg))
         items, images = dataset.val, "validation images, since the teacher was trained on the labelled ones"
-    check_trainable(dataset, final_model="last_step", copies=cfg.DATASET.TEST_COPIES)
+    check_trainable(dataset, final_model="last_step", copies=copy_policy(cfg))
     check_shots(dataset.train_x, cfg.DATASET.NUM_SHOTS, dataset.lab2cname, few=cfg.DATASET.FEW)
     classes, device = class_list(dataset), torch.device("cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu")
     precision = Precision("amp" if device.type == "cuda" else "fp32", device)

@@ -7,15 +7,17 @@ import os
 import shutil
 from pathlib import Path
 
+import layouts
 import pytest
 import runs
 import tiny
 
 from dho_plugin import leaks
 from dho_plugin.errors import UsageError
+from dho_plugin.host import build_dataset
 from dho_plugin.leaks import overlap
 from dho_plugin.manifest import shared_images
-from dho_plugin.pool import check_trainable, check_validation, unlabeled_paths
+from dho_plugin.pool import check_trainable, check_validation, copy_policy, unlabeled_paths
 
 TRAIN, VAL = "imagenet/images/train", "imagenet/images/val"
 
@@ -118,6 +120,35 @@ def test_a_benchmarks_own_duplicates_are_let_pass_when_asked_for_and_are_not_dis
     Path(pool[2]).symlink_to(image_for_test(root, 1))  # the very file is none of the benchmark's doing
     with pytest.raises(UsageError, match="unlabelled images are test images"):
         runs.run(root, "LinearProbeDHO", tmp_path / "c", "", "DATASET.TEST_COPIES allow")
+
+
+def test_published_splits_start_with_the_duplicates_that_they_have(workspace, tmp_path, capsys):
+    """CoOp's split files are what they are, and every published number is of them."""
+    layouts.write(tmp_path / "root", "DescribableTextures")
+    line = f"--trainer LinearProbeDHO --dataset dtd --root {tmp_path / 'root'} --shots 1"
+    cfg = runs.cli.build_config(runs.cli.parser().parse_args(line.split()))
+    dataset = build_dataset(cfg)
+    before = unlabeled_paths(cfg, dataset.train_x, dataset.test)
+    test, val = dataset.test[0].impath, Path(dataset.val[0].impath)
+    for copied in (dataset.train_x[0].impath, val, *before[:2]):
+        shutil.copy(test, copied)
+    check_trainable(dataset, final_model="best_val", copies=copy_policy(cfg))
+    check_validation(dataset, "CHOOSE val", copies=copy_policy(cfg))
+    pool = unlabeled_paths(cfg, dataset.train_x, dataset.test)
+    assert pool == before[2:]
+    out = capsys.readouterr().out
+    assert "1 labelled images are copies of test images" in out
+    assert "2 unlabelled images are copies of test images" in out
+    cfg.defrost()
+    cfg.DATASET.TEST_COPIES = "stop"
+    with pytest.raises(UsageError, match="unlabelled images are test images"):
+        unlabeled_paths(cfg, dataset.train_x, dataset.test)
+    with pytest.raises(UsageError, match="nothing may be chosen on test"):
+        check_validation(dataset, "CHOOSE val", copies=copy_policy(cfg))
+    val.unlink()
+    val.symlink_to(test)
+    with pytest.raises(UsageError, match="nothing may be chosen on test"):
+        check_validation(dataset, "CHOOSE val", copies="allow")
 
 
 def test_labels_only_and_controls_need_no_pool(root, tmp_path):

@@ -182,7 +182,7 @@ def test_a_run_as_teacher_is_looked_at_on_validation_images(workspace, tmp_path,
     words = [*flags(workspace), "TRAINER.DHO.TEACHER.NAME", str(tmp_path / "run")]
     with pytest.raises(UsageError, match=r"run was trained on labels.*its test set as validation set"):
         ask(configured(words))
-    monkeypatch.setattr(teacher_check, "check_validation", lambda *_: None)
+    monkeypatch.setattr(teacher_check, "check_validation", lambda *_, **__: None)
     cfg = configured(words)
     answers = ask(cfg)
     assert answers.images.startswith("validation images")

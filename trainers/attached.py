@@ -24,7 +24,7 @@ from ..hooks import FeatureTap, GradientJoin, Reading
 from ..host import TrainerX, build_lr_scheduler, build_optimizer
 from ..loaders import BAD_IMAGES, EpochLoader
 from ..manifest import begin, finish, named
-from ..pool import check_trainable
+from ..pool import check_trainable, copy_policy
 from ..precision import Precision
 from ..predicting import printable
 from ..saved import best_so_far, prepare_resume, read_checkpoint, write_record
@@ -145,7 +145,7 @@ class AttachedDHO(TrainerX):
         return build_teacher(self.cfg, self.kd_classes, (self.kd_template,), items, self.kd_precision, self.device)
 
     def before_train(self) -> None:
-        check_trainable(self.dm.dataset, final_model=self.cfg.TEST.FINAL_MODEL, copies=self.cfg.DATASET.TEST_COPIES)
+        check_trainable(self.dm.dataset, final_model=self.cfg.TEST.FINAL_MODEL, copies=copy_policy(self.cfg))
         prepare_resume(self.cfg, self.get_model_names())
         len(self.train_loader_x)  # a missing teacher or image is said before anything else happens
         super().before_train()

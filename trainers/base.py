@@ -31,7 +31,7 @@ from ..labels import build_labeled_dataset
 from ..loaders import BAD_IMAGES, EpochLoader
 from ..losses import supervised_loss
 from ..manifest import begin, finish, named
-from ..pool import check_shots, check_trainable
+from ..pool import check_shots, check_trainable, copy_policy
 from ..precision import CHOICES as PRECISIONS
 from ..precision import Precision
 from ..predicting import printable
@@ -156,7 +156,7 @@ class MethodTrainer(TrainerX):
         """Say what is wrong with data or output folder before anything else happens."""
         cfg, dataset, names = self.cfg, self.dm.dataset, self.get_model_names()
         self.last_accuracy = math.nan
-        check_trainable(dataset, final_model=cfg.TEST.FINAL_MODEL, copies=cfg.DATASET.TEST_COPIES)
+        check_trainable(dataset, final_model=cfg.TEST.FINAL_MODEL, copies=copy_policy(cfg))
         check_shots(dataset.train_x, cfg.DATASET.NUM_SHOTS, dataset.lab2cname, few=cfg.DATASET.FEW)
         prepare_resume(cfg, names)
         len(self.train_loader_x)

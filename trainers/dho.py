@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..heads import DualHeadLogits
 from ..interpolation import search_alpha_beta
 from ..losses import DualHeadLoss
-from ..pool import check_validation, unlabeled_paths
+from ..pool import check_validation, copy_policy, unlabeled_paths
 from ..predicting import printable
 from ..saved import read_checkpoint
 from ..student import DualHeadStudent
@@ -105,7 +105,7 @@ class DHO(Distils):
 
     def before_train(self) -> None:
         if self.cfg.TRAINER.DHO.CHOOSE == "val":
-            check_validation(self.dm.dataset, "TRAINER.DHO.CHOOSE val")
+            check_validation(self.dm.dataset, "TRAINER.DHO.CHOOSE val", copies=copy_policy(self.cfg))
         if self.cfg.TRAINER.DHO.CHOOSE == "oracle" and self.test_loader is None:
             raise UsageError(NO_ORACLE)
         super().before_train()
@@ -191,7 +191,7 @@ class DHO(Distils):
         if wanted == "fixed" or self.ce_only:
             return
         if wanted == "val":
-            check_validation(self.dm.dataset, "TRAINER.DHO.CHOOSE val")
+            check_validation(self.dm.dataset, "TRAINER.DHO.CHOOSE val", copies=copy_policy(self.cfg))
         self.set_model_mode("eval")
         split, loader = ("val", self.val_loader) if wanted == "val" else ("test", self.test_loader)
         if loader is None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..adapter import TipAdapterHead
 from ..classes import ClassHead
 from ..errors import UsageError, check_choice
-from ..pool import check_validation
+from ..pool import check_validation, copy_policy
 from ..registration import register_trainer
 from ..templates import named_templates
 from .base import MethodTrainer
@@ -66,7 +66,7 @@ class TipAdapterF(MethodTrainer):
 
     def before_train(self) -> None:
         if self.cfg.TRAINER.TIPADAPTER.CHOOSE == "val":
-            check_validation(self.dm.dataset, "TRAINER.TIPADAPTER.CHOOSE val")
+            check_validation(self.dm.dataset, "TRAINER.TIPADAPTER.CHOOSE val", copies=copy_policy(self.cfg))
         super().before_train()
         if self.start_epoch == 0:
             self.fill()

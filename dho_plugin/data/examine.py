@@ -21,7 +21,7 @@ from ..datasets.own_files import images_below
 from ..errors import UsageError
 from ..host import build_dataset
 from ..leaks import MAX_COMPARED, overlaps
-from ..pool import check_shots, check_trainable
+from ..pool import check_shots, check_trainable, copy_policy
 from .files import SHOWN, caches, unreadable
 
 SHOTS = 16
@@ -95,7 +95,7 @@ def _build(cfg: Any, *, trains: bool) -> tuple[Any, str]:
         with redirect_stdout(io.StringIO()):
             dataset = build_dataset(cfg)
             if trains:
-                check_trainable(dataset, final_model=cfg.TEST.FINAL_MODEL, copies=cfg.DATASET.TEST_COPIES)
+                check_trainable(dataset, final_model=cfg.TEST.FINAL_MODEL, copies=copy_policy(cfg))
                 check_shots(dataset.train_x, cfg.DATASET.NUM_SHOTS, dataset.lab2cname)
     except Exception as error:
         return dataset, _said(error)
