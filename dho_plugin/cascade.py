@@ -87,7 +87,9 @@ class BoostedVLM(nn.Module):
         """As VLM.encode_image; the given blocks stand behind the boosting tokens."""
         return self.vlm.encode_image(images, [self.boosting.visual(), *prompts])
 
-    def encode_text_embeddings(self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
+    def encode_text_embeddings(
+        self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor] = (), shared: int = 1
+    ) -> Tensor:
         """As VLM.encode_text_embeddings, for prompts that leave room for the boosting tokens.
 
         Raises:
@@ -100,7 +102,8 @@ class BoostedVLM(nn.Module):
             at, blocks = 1 + sum(block.shape[1] for block in deep), [*blocks[1:], blocks[0]]
         tokens = own.to(embeddings.dtype).expand(len(embeddings), -1, -1)
         boosted = torch.cat([embeddings[:, :at], tokens, embeddings[:, at:]], dim=1)
-        return self.vlm.encode_text_embeddings(boosted, end + len(own), blocks)
+        alike = shared + len(own) if at <= shared else shared
+        return self.vlm.encode_text_embeddings(boosted, end + len(own), blocks, alike)
 
     def check_order(self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor]) -> None:
         """Raise UsageError for prompts that the boosting tokens do not fit into; see encode_text_embeddings."""

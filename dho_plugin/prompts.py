@@ -79,6 +79,8 @@ class PromptLearner(KnowsClasses):
         deep = _small_random(depth - 1, n_ctx, embedded.shape[-1], seed=seed + 1)
         self.deep = nn.Parameter(deep) if depth > 1 else None
         self.n_ctx = n_ctx
+        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+        self.shared = 1 if class_specific else 1 + before
         self.register_buffer("_start", embedded[:, :1], persistent=False)
         self.register_buffer("_rest", embedded[:, 1 + n_ctx :], persistent=False)
         self.register_buffer("end", end, persistent=False)
@@ -99,15 +101,21 @@ class PromptLearner(KnowsClasses):
     def class_bound(self) -> bool:
         return self.ctx.dim() == 3
 
-    def forward(self) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Token embeddings of all prompts (C, L, text width), the positions of their end tokens (C,), and the block of
-        the deeper layers' prompts (depth - 1, n_ctx, text width), if the context stands in front of the name."""
-        context = self.ctx if self.ctx.dim() == 3 else self.ctx.expand(len(self._start), -1, -1)
+    def forward(self) -> tuple[Tensor, Tensor, tuple[Tensor, ...], int]:
+        """What VLM.encode_text_embeddings takes.
+
+        Returns:
+            Token embeddings of all prompts (C, L, text width); the positions of their end tokens (C,); the block of
+            the deeper layers' prompts (depth - 1, n_ctx, text width), if the context stands in front of the name; and
+            the number of leading tokens that are the same in all prompts.
+        """
+        context = self.ctx if self.class_bound else self.ctx.expand(len(self._start), -1, -1)
         prompts = torch.cat([self._start, context, self._rest], dim=1)
         if self._layout is not None:  # the context is then no block of tokens behind the start token
-            return prompts.gather(1, self._layout.unsqueeze(-1).expand_as(prompts)), self.end, ()
+            prompts = prompts.gather(1, self._layout.unsqueeze(-1).expand_as(prompts))
+            return prompts, self.end, (), self.shared
         none = self.ctx.new_empty(0, self.n_ctx, self.ctx.shape[-1])
-        return prompts, self.end, (none if self.deep is None else self.deep,)
+        return prompts, self.end, (none if self.deep is None else self.deep,), self.shared
 
 
 def _small_random(*shape: int, seed: int) -> Tensor:

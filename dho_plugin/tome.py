@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UsageError
-from .towers import VLM, prompts_of_layer
+from .layers import prompts_of_layer
+from .towers import VLM
 
 
 class Matching(NamedTuple):
@@ -52,9 +53,11 @@ class TokenMergingVLM(nn.Module):
         self.r = r
         self.logit_scale = vlm.logit_scale
 
-    def encode_text_embeddings(self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
+    def encode_text_embeddings(
+        self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor] = (), shared: int = 1
+    ) -> Tensor:
         """As VLM.encode_text_embeddings."""
-        return self.vlm.encode_text_embeddings(embeddings, end, deep)
+        return self.vlm.encode_text_embeddings(embeddings, end, deep, shared)
 
     def encode_image(self, images: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
         """As VLM.encode_image: normalised images (N, 3, size, size) -> image features (N, width)."""

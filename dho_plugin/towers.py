@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
+from .layers import run_blocks
+from .shared_prefix import can_share, run_shared
 
 
 class ImageSpec(NamedTuple):
@@ -30,7 +32,9 @@ class Encoders(Protocol):
 
     def encode_image(self, images: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor: ...
 
-    def encode_text_embeddings(self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor] = ()) -> Tensor: ...
+    def encode_text_embeddings(
+        self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor] = (), shared: int = 1
+    ) -> Tensor: ...
 
 
 class VLM(nn.Module):
@@ -91,7 +95,7 @@ class VLM(nn.Module):
         length = x.shape[1]
         first = [block[0].to(x.dtype).expand(x.shape[0], -1, -1) for block in prompts]
         x = vit.ln_pre(torch.cat([x, *first], dim=1))
-        x = _run_blocks(vit.transformer, x, [block[1:] for block in prompts], at=length)
+        x = run_blocks(vit.transformer, x, [block[1:] for block in prompts], at=length)
         return vit.ln_post(x[:, 0]) @ vit.proj
 
     def patch_tokens(self, images: Tensor) -> Tensor:
@@ -154,7 +158,14 @@ class VLM(nn.Module):
     @torch.no_grad()
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids (N, context_length) -> projected text features (N, width), not of unit length."""
-        return self.model.encode_text(tokens)
+        if getattr(self.model, "text_pool_type", "") != "argmax":  # not CLIP's own text tower
+            return self.model.encode_text(tokens)
+        end = tokens.argmax(dim=-1)
+        alike = (tokens == tokens[0]).all(dim=0).cumprod(dim=0).sum()
+        length = int(end.max()) + 1
+        return self.encode_text_embeddings(
+            self.embed_tokens(tokens[:, :length]), end, shared=int(alike.clamp(max=end.min()))
+        )
 
     @torch.no_grad()
     def class_embeddings(self, names: Sequence[str], templates: Sequence[str], chunk: int = 256) -> Tensor:
@@ -185,17 +196,21 @@ class VLM(nn.Module):
         """Token ids (N, L) -> token embeddings (N, L, text width), float32."""
         return self._causal_text().token_embedding(tokens).float()
 
-    def encode_text_embeddings(self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
+    def encode_text_embeddings(
+        self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor] = (), shared: int = 1
+    ) -> Tensor:
         """Token embeddings -> projected text features; gradients flow to the embeddings and to the deep prompts.
 
-        Under CLIP's causal mask nothing after the end token reaches it, so the sequence may be cut after the longest
-        prompt without changing the result.
+        Under CLIP's causal mask nothing after the end token reaches it, and tokens that start all prompts alike have
+        the same states in all of them: only what is left is computed (shared_prefix.py).
 
         Args:
             embeddings: (N, L, text width), L at most context_length. end: (N,) positions of the end tokens.
             deep: blocks (depth - 1, n, text width), each with its own depth and n: the blocks' tokens stand one after
                 the other behind the start token, and in the second to the depth-th layer a block's n tokens are
                 replaced by its own (MaPLe, PromptSRC).
+            shared: how many leading tokens are the same in all prompts, the start token at least; of these the first
+                prompt's are read, and take the gradient.
 
         Returns:
             (N, width) text features, not of unit length.
@@ -206,8 +221,12 @@ class VLM(nn.Module):
             raise UsageError(f"prompt depth {depth}: {self.name}'s text tower has {layers} layers")
         length = embeddings.shape[1]
         x = embeddings.to(self.dtype) + text.positional_embedding[:length]
-        x = _run_blocks(text.transformer, x, deep, at=1, mask=text.attn_mask[:length, :length])
-        x = text.ln_final(x[torch.arange(len(x), device=x.device), end])
+        if can_share(text.transformer, shared, deep):
+            x = run_shared(text.transformer, x, end, shared, deep)
+        else:
+            x = run_blocks(text.transformer, x, deep, at=1, mask=text.attn_mask[:length, :length])
+            x = x[torch.arange(len(x), device=x.device), end]
+        x = text.ln_final(x)
         projection = text.text_projection
         return projection(x) if isinstance(projection, nn.Module) else x @ projection
 
@@ -244,25 +263,3 @@ class ImageEncoder(nn.Module):
         """Normalised images (N, 3, H, W) -> features (N, width), float32."""
         vlm = self.vlm if self.training or self.at_test is None else self.at_test
         return vlm.encode_image(images, [] if self.visual is None else [self.visual()]).float()
-
-
-def _run_blocks(transformer: Any, x: Tensor, deep: Sequence[Tensor], *, at: int, mask: Tensor | None = None) -> Tensor:
-    """Run (N, L, width) through all layers; layer l > 0 replaces the tokens of a block by the block's row l - 1.
-
-    Args:
-        deep: blocks (depth - 1, n, width) whose tokens stand one after the other from position `at` on.
-    """
-    for layer, block in enumerate(transformer.resblocks):
-        x = block(prompts_of_layer(x, deep, layer, at), attn_mask=mask)
-    return x
-
-
-def prompts_of_layer(x: Tensor, deep: Sequence[Tensor], layer: int, at: int) -> Tensor:
-    """Put row layer - 1 of each block (depth - 1, n, width) in its place in x (N, L, width), from `at` on."""
-    for rows in deep:
-        n = rows.shape[1]
-        if 0 < layer <= len(rows):
-            own = rows[layer - 1].to(x.dtype).expand(x.shape[0], -1, -1)
-            x = torch.cat([x[:, :at], own, x[:, at + n :]], dim=1)
-        at += n
-    return x

@@ -53,8 +53,8 @@ def test_visual_prompts_stand_behind_the_boosting_ones_in_every_layer(vlm, depth
 def test_text_prompts_stand_behind_the_boosting_ones_in_every_layer(vlm, order, depths):
     boosting = boosting_of(vlm, depth_text=depths[0])
     own = PromptLearner(vlm, CLASSES, n_ctx=3, depth=depths[1], seed=9).double()
-    embeddings, end, deep = own()
-    ours = BoostedVLM(vlm, boosting, text_order=order).encode_text_embeddings(embeddings, end, deep)
+    embeddings, end, deep, shared = own()
+    ours = BoostedVLM(vlm, boosting, text_order=order).encode_text_embeddings(embeddings, end, deep, shared)
     none = torch.zeros(0, 2, 64, dtype=torch.float64)
     blocks = [none if boosting.deep is None else boosting.deep, *deep]
     slow = []

@@ -55,8 +55,8 @@ def test_no_tokens_are_no_change(vlm):
 @pytest.mark.parametrize("depth", [1, 2])
 def test_prompted_text_features_at_each_depth(vlm, depth):
     learner = PromptLearner(vlm, CLASSES, n_ctx=3, depth=depth).double()
-    prompts, end, (deep,) = learner()
-    ours = vlm.encode_text_embeddings(prompts, end, [deep])
+    prompts, end, (deep,), shared = learner()
+    ours = vlm.encode_text_embeddings(prompts, end, [deep], shared)
     slow = torch.stack(
         [reference.prompted_text(prompts[row], int(end[row]), [deep], state(vlm), 2, heads=1) for row in range(2)]
     )
@@ -71,7 +71,7 @@ def test_prompted_text_features_at_each_depth(vlm, depth):
 def test_only_the_first_words_of_the_start_are_learned_when_asked(vlm):
     learner = PromptLearner(vlm, CLASSES, ctx_init="a photo of a", learn_first=2)
     assert learner.ctx.shape[0] == 2
-    prompts, end, _ = learner()
+    prompts, end, *_ = learner()
     plain = PromptLearner(vlm, CLASSES, ctx_init="a photo of a")()
     torch.testing.assert_close(prompts, plain[0])
     assert torch.equal(end, plain[1])

@@ -39,13 +39,15 @@ def slow_prompt(vlm, learner: PromptLearner, row: int, position: str) -> torch.T
 @pytest.mark.parametrize("n_ctx", [4, 5])
 def test_prompts_equal_those_put_together_by_hand(vlm, position, class_specific, n_ctx):
     learner = PromptLearner(vlm, CLASSES, n_ctx=n_ctx, class_specific=class_specific, position=position)
-    prompts, end, _ = learner()
+    prompts, end, _, shared = learner()
     assert learner.ctx.shape == ((3, n_ctx, 64) if class_specific else (n_ctx, 64))
     for row in range(3):
         slow = slow_prompt(vlm, learner, row, position)
         torch.testing.assert_close(prompts[row, : end[row] + 1], slow[: end[row] + 1])
         full = vlm.encode_text_embeddings(slow[None, :77], end[row : row + 1])[0]
-        torch.testing.assert_close(vlm.encode_text_embeddings(prompts, end)[row], full, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            vlm.encode_text_embeddings(prompts, end, shared=shared)[row], full, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_context_started_from_words_is_the_hand_written_prompt(vlm):

@@ -32,8 +32,8 @@ def tiny_clip(vision: dict = VIT, *, embed_dim: int = 32, seed: int = 0) -> open
     return model.eval()
 
 
-def save_self_describing(path: Path, model: open_clip.CLIP, vision: dict = VIT) -> Path:
-    config = {"embed_dim": model.text_projection.shape[1], "vision_cfg": vision, "text_cfg": TEXT, "quick_gelu": True}
+def save_self_describing(path: Path, model: open_clip.CLIP, vision: dict = VIT, text: dict = TEXT) -> Path:
+    config = {"embed_dim": model.text_projection.shape[1], "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(state, str(path), metadata={"open_clip_config": json.dumps({**config, "mean": MEAN, "std": STD})})
     return path

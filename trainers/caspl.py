@@ -108,7 +108,7 @@ class Cascade(MethodTrainer):
 
     def build_ce_head(self) -> Any:
         head: Any = super().build_ce_head()
-        self.boosted.check_order(*head.prompt_learner())
+        self.boosted.check_order(*head.prompt_learner()[:3])
         head.vlm = self.boosted
         return head
 
