@@ -58,7 +58,9 @@ SHARED: dict[str, dict[str, Any]] = {
     # at an image that cannot be read: stop, or skip: training takes the next one, up to one file in a thousand (see
     # loaders.BAD_IMAGES); evaluations stop in either case, since a result is over the whole test set
     "INPUT": {"BAD_IMAGES": "stop"},
-    "MODEL": {"TOKEN_MERGING": 0},  # tokens that a CLIP ViT merges in each layer when it evaluates (ToMe)
+    # TOKEN_MERGING: tokens that a CLIP ViT merges in each layer when it evaluates (ToMe)
+    # TEXT_CHUNK: learned prompts encoded at a time, and once more for the gradient; 0: all, -1: what memory allows
+    "MODEL": {"TOKEN_MERGING": 0, "TEXT_CHUNK": -1},
     "TRAINER.DHO": {
         "LAMBDA": 0.5,  # weight of the supervised loss
         "ZETA": 0.01,  # softmax temperature of the teacher and of the cosine KD head

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .classes import ClassList, KnowsClasses
 from .errors import UsageError, did_you_mean
@@ -141,12 +142,16 @@ class PromptedClassifier(nn.Module):
 
     Args:
         vlm: the frozen CLIP model. prompt_learner: gives the prompts.
+
+    Attributes:
+        chunk: classes whose text is encoded at a time, and once more for the gradient; 0 for all at once.
     """
 
     def __init__(self, vlm: Encoders, prompt_learner: PromptLearner) -> None:
         super().__init__()
         self.vlm = vlm
         self.prompt_learner = prompt_learner
+        self.chunk = 0
         self._kept: Tensor | None = None
 
     def train(self, mode: bool = True) -> PromptedClassifier:
@@ -157,10 +162,17 @@ class PromptedClassifier(nn.Module):
         """Unit-length text features (C, width), float32."""
         if self._kept is not None and not torch.is_grad_enabled():
             return self._kept
-        features = F.normalize(self.vlm.encode_text_embeddings(*self.prompt_learner()).float(), dim=-1)
+        features = F.normalize(self._encode(*self.prompt_learner()).float(), dim=-1)
         if not self.training and not torch.is_grad_enabled():
             self._kept = features
         return features
+
+    def _encode(self, prompts: Tensor, end: Tensor, deep: tuple[Tensor, ...], shared: int) -> Tensor:
+        if not (self.chunk and torch.is_grad_enabled()):
+            return self.vlm.encode_text_embeddings(prompts, end, deep, shared)
+        parts = zip(prompts.split(self.chunk), end.split(self.chunk), strict=True)
+        encode = self.vlm.encode_text_embeddings
+        return torch.cat([checkpoint(encode, *part, deep, shared, use_reentrant=False) for part in parts])
 
     def logits(self, features: Tensor, texts: Tensor) -> Tensor:
         """Image features (N, width) and unit-length text features (C, width) -> logits (N, C), float32."""

@@ -35,7 +35,9 @@ from ..pool import check_shots, check_trainable, copy_policy
 from ..precision import CHOICES as PRECISIONS
 from ..precision import Precision
 from ..predicting import printable
+from ..prompts import PromptedClassifier
 from ..saved import best_so_far, flatten, prepare_resume, read_checkpoint, write_record
+from ..text_memory import plan
 from ..tome import TokenMergingVLM
 from ..towers import VLM, ImageEncoder
 from ..views import INTERPOLATIONS
@@ -160,6 +162,9 @@ class MethodTrainer(TrainerX):
         check_shots(dataset.train_x, cfg.DATASET.NUM_SHOTS, dataset.lab2cname, few=cfg.DATASET.FEW)
         prepare_resume(cfg, names)
         len(self.train_loader_x)
+        if isinstance(self.ce_head, PromptedClassifier):
+            with self.precision.autocast():
+                print(plan(self.ce_head, cfg.MODEL.TEXT_CHUNK, self.device))
         super().before_train()
         best = best_so_far(cfg, names) if self.start_epoch else None
         self.best_result = self.best_result if best is None else best
