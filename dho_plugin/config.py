@@ -61,6 +61,9 @@ SHARED: dict[str, dict[str, Any]] = {
     # TOKEN_MERGING: tokens that a CLIP ViT merges in each layer when it evaluates (ToMe)
     # TEXT_CHUNK: learned prompts encoded at a time, and once more for the gradient; 0: all, -1: what memory allows
     "MODEL": {"TOKEN_MERGING": 0, "TEXT_CHUNK": -1},
+    # DIR: folder where a zero-shot teacher's features of the views are kept and read from; empty for none
+    # VIEWS: views of an image, after which they come again; 0 for a fresh one in each pass, the paper's recipe
+    "STORE": {"DIR": "", "VIEWS": 0},
     "TRAINER.DHO": {
         "LAMBDA": 0.5,  # weight of the supervised loss
         "ZETA": 0.01,  # softmax temperature of the teacher and of the cosine KD head

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,6 +14,7 @@ from torchvision.transforms import InterpolationMode
 
 from .host import Datum
 from .predicting import printable
+from .store import view_records
 from .views import Order, UnreadableImage, ViewPolicy, center_view, draw_view, image_key, read_image, render
 
 # What INPUT.BAD_IMAGES means for training: stop at a file that cannot be read, or let the next image of the order take
@@ -33,10 +35,11 @@ class ViewSource:
     Args:
         paths: image files. root: dataset root, from which images get their identity. sizes, policy, interpolation:
             what to cut. seed: the run's seed. stream: 0 for labelled, 1 for unlabelled images. bad_images: see
-            BAD_IMAGES.
+            BAD_IMAGES. views: number of views of an image, after which they come again; 0 for one in each pass.
 
     Attributes:
         unreadable: indices of files that batches passed over, as far as they were counted.
+        images: hashes of the files' contents, where batches are to name their views (store.py); None where not.
     """
 
     def __init__(
@@ -50,8 +53,11 @@ class ViewSource:
         seed: int,
         stream: int,
         bad_images: str = "stop",
+        views: int = 0,
     ) -> None:
         self.paths = list(paths)
+        self.views = views
+        self.images: np.ndarray | None = None
         self.unreadable: set[int] = set()
         self.allowed = min(100, max(1, len(self.paths) // 1000)) if bad_images == "skip" else 0
         self.root, self.sizes, self.policy, self.interpolation, self.seed = root, sizes, policy, interpolation, seed
@@ -62,28 +68,37 @@ class ViewSource:
 
         Returns:
             "img": uint8 (count, 3, s, s); "img_teacher": uint8 (count, 3, t, t) if asked for; "index": (count,);
-            "skipped": indices of files that were passed over, if there are any.
+            "skipped": indices of files that were passed over, if there are any; "view": (count, 17) uint8, the
+            views' names in a store, where `images` is set: the teacher's view is then not made.
 
         Raises:
             UnreadableImage: see BAD_IMAGES.
         """
-        student, teacher, indices = [], [], []
+        student, teacher, indices, views = [], [], [], []
         skipped: set[int] = set()
         for position in range(start, start + count):
             index, pass_, image = self._read(position, skipped)
             key = image_key(self.paths[index], self.root)
-            view = draw_view(*image.size, self.policy, seed=self.seed, key=key, pass_=pass_)
+            view = draw_view(*image.size, self.policy, seed=self.seed, key=key, pass_=self.view_pass(pass_))
+            views.append(view)
             student.append(render(image, view, self.sizes.student, self.interpolation))
-            if self.sizes.teacher is not None:
+            if self.sizes.teacher is not None and self.images is None:
                 same = self.sizes.teacher == self.sizes.student
                 teacher.append(student[-1] if same else render(image, view, self.sizes.teacher, self.interpolation))
             indices.append(index)
         batch = {"img": torch.stack(student), "index": torch.tensor(indices)}
         if teacher:
             batch["img_teacher"] = torch.stack(teacher)
+        if self.images is not None:
+            names = view_records(self.images[indices].tolist(), views)
+            batch["view"] = torch.from_numpy(names.view(np.uint8).reshape(count, -1))
         if skipped:
             batch["skipped"] = torch.tensor(sorted(skipped))
         return batch
+
+    def view_pass(self, pass_: int) -> int:
+        """The pass whose views a pass sees."""
+        return pass_ % self.views if self.views else pass_
 
     def _read(self, position: int, skipped: set[int]) -> tuple[int, int, Image.Image]:
         """(index, pass, image) at a position or, where its file cannot be read, at the next one that can be."""

@@ -108,7 +108,9 @@ def _protocol(cfg: Any) -> Iterator[tuple[str, str]]:
     )
     warmup = f"{optim.WARMUP_EPOCH} warm-up epoch(s), then " if optim.WARMUP_EPOCH > 0 else ""
     yield "optimiser", f"{optim.NAME}, rate {optim.LR}, decay {optim.WEIGHT_DECAY}; {warmup}{optim.LR_SCHEDULER}"
-    yield "views", f"{', '.join(cfg.INPUT.TRANSFORMS)} (scale {tuple(cfg.INPUT.RRCROP_SCALE)}); test: centre crop"
+    again = f", {cfg.STORE.VIEWS} of an image and then these again (a deviation)" if cfg.STORE.VIEWS else ""
+    cut = f"{', '.join(cfg.INPUT.TRANSFORMS)} (scale {tuple(cfg.INPUT.RRCROP_SCALE)})"
+    yield "views", f"{cut}{again}; test: centre crop"
     if distils and not two_heads:
         yield "loss", (kind.__doc__ or "").strip().partition("\n")[0]
     if two_heads:

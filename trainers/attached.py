@@ -63,6 +63,8 @@ class AttachedDHO(TrainerX):
         super().check_cfg(cfg)
         check_dataset(cfg)
         check_section(cfg)
+        if cfg.STORE.DIR:
+            raise UsageError("STORE.DIR: an attached trainer shows its teacher every view, leave it empty")
         if cfg.TRAINER.DHO.CHOOSE != "fixed":
             raise UsageError(f"TRAINER.DHO.CHOOSE {cfg.TRAINER.DHO.CHOOSE}: an attached trainer takes fixed values")
         check_choice("INPUT.INTERPOLATION", cfg.INPUT.INTERPOLATION, INTERPOLATIONS)

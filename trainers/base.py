@@ -37,6 +37,7 @@ from ..precision import Precision
 from ..predicting import printable
 from ..prompts import PromptedClassifier
 from ..saved import best_so_far, flatten, prepare_resume, read_checkpoint, write_record
+from ..stored_teacher import StoredTeacher
 from ..text_memory import plan
 from ..tome import TokenMergingVLM
 from ..towers import VLM, ImageEncoder
@@ -178,6 +179,10 @@ class MethodTrainer(TrainerX):
             seed=self.view_seed,
             resumed=self.start_epoch > 0,
         )
+        teacher = self.taught_by()
+        if isinstance(teacher, StoredTeacher):
+            steps = len(self.train_loader_x) * self.max_epoch
+            teacher.prepare(self.train_loader_x.batches, steps, cfg.DATALOADER.NUM_WORKERS)
 
     def before_epoch(self) -> None:
         super().before_epoch()

@@ -16,12 +16,12 @@ from ..losses import distillation_loss
 from ..prompts import PromptedClassifier, PromptLearner
 from ..registration import register_trainer
 from ..saved import read_checkpoint, read_record
-from ..teachers import ZeroShotTeacher
+from ..teachers import Teacher, ZeroShotTeacher
 from ..towers import ImageEncoder
 from ..vlm import load_vlm
 from .base import MethodTrainer
 from .dho import WithoutLabels
-from .section import check_unlabeled
+from .section import check_unlabeled, kept_on_disk, teacher_views
 
 BOOSTING = "boosting"  # the checkpoint folder of the prompts
 
@@ -52,17 +52,17 @@ class CasPL(WithoutLabels):
     teacher_key = "TRAINER.CASPL.SENIOR"
 
     @cached_property
-    def senior(self) -> ZeroShotTeacher:
+    def senior(self) -> Teacher:
         """The larger CLIP with the dataset's single prompt, at the student's logit scale as in the authors' code."""
         vlm = load_vlm(self.cfg.TRAINER.CASPL.SENIOR).to(self.device)
         senior = ZeroShotTeacher(vlm, self.classes.names, self.templates(), zeta=1 / self.vlm.logit_scale)
         self.precision.store(senior.vlm)
-        return senior.to(self.device)
+        return kept_on_disk(self.cfg, senior.to(self.device), self.precision, self.device)
 
     def teacher_size(self) -> int:
-        return self.senior.vlm.image.size
+        return self.senior.size
 
-    def taught_by(self) -> ZeroShotTeacher:
+    def taught_by(self) -> Teacher:
         return self.senior
 
     def build_backbone(self) -> nn.Module:
@@ -82,7 +82,7 @@ class CasPL(WithoutLabels):
         """The loss, the logits and, for the accuracy that is shown, the senior's own answers instead of labels."""
         images, _ = self.parse_batch_train(batch)
         logits = self.model(images).float()
-        senior = self.senior(batch["img_teacher"].to(self.device, non_blocking=True))
+        senior = self.senior(teacher_views(batch, self.device))
         loss = distillation_loss(logits, senior, temperature=self.cfg.TRAINER.CASPL.TEMPERATURE)
         return {"loss": loss}, logits, senior.argmax(dim=-1)
 

@@ -77,6 +77,10 @@ class DataManager:
             f"{len(self.dataset.test or []):,} test images; "
             f"{steps:,} steps an epoch; order and views from seed {seed}"
         )
+        if cfg.STORE.VIEWS:
+            print(
+                f"STORE.VIEWS: {cfg.STORE.VIEWS} views of an image, then these again; the paper's are fresh each pass"
+            )
         workers = min(cfg.DATALOADER.NUM_WORKERS, steps)  # started anew each epoch, which may be one step
         return EpochLoader(batches, steps=steps, workers=workers, pin_memory=self.pin_memory)
 
@@ -103,6 +107,7 @@ class DataManager:
             seed=seed,
             stream=stream,
             bad_images=self.cfg.INPUT.BAD_IMAGES,
+            views=self.cfg.STORE.VIEWS,
         )
 
 

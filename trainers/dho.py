@@ -30,6 +30,7 @@ from .section import (
     check_unlabeled,
     distilled_paths,
     given,
+    kept_on_disk,
     step_loss,
     teacher_views,
 )
@@ -58,7 +59,8 @@ class Distils(MethodTrainer):
     def teacher(self) -> Teacher:
         """Loaded when training starts: an evaluation needs no teacher."""
         items = self.dm.dataset.train_x
-        return build_teacher(self.cfg, self.classes, self.templates(), items, self.precision, self.device)
+        teacher = build_teacher(self.cfg, self.classes, self.templates(), items, self.precision, self.device)
+        return kept_on_disk(self.cfg, teacher, self.precision, self.device)
 
     def taught_by(self) -> Teacher:
         return self.teacher

@@ -16,6 +16,7 @@ from ..losses import DualHeadLoss, dual_head_loss
 from ..pool import FEW, POOLS, TEST_COPIES, unlabeled_paths
 from ..precision import Precision
 from ..runs import is_run
+from ..stored_teacher import StoredTeacher
 from ..teachers import Teacher, ZeroShotTeacher, load_run_teacher
 from ..templates import check_template, named_templates
 from ..vlm import load_vlm
@@ -32,10 +33,16 @@ def single_prompt(cfg: Any) -> str:
 
 
 def check_dataset(cfg: Any) -> None:
-    """Raise UsageError for a value of DATASET that cannot be meant."""
+    """Raise UsageError for a value of DATASET or STORE that cannot be meant."""
     check_choice("DATASET.FEW", cfg.DATASET.FEW, FEW)
     check_choice("DATASET.TEST_COPIES", cfg.DATASET.TEST_COPIES, TEST_COPIES)
     check_template("DATASET.TEMPLATE (--template)", single_prompt(cfg))
+    if cfg.STORE.VIEWS < 0:
+        raise UsageError(
+            f"STORE.VIEWS {cfg.STORE.VIEWS}: expected a number of views, or 0 for a fresh one in each pass"
+        )
+    if cfg.STORE.DIR and cfg.INPUT.BAD_IMAGES != "stop":
+        raise UsageError("STORE.DIR reads every image before training: leave INPUT.BAD_IMAGES at stop")
 
 
 def check_section(cfg: Any) -> None:
@@ -93,6 +100,15 @@ def build_teacher(
     return teacher.to(device)
 
 
+def kept_on_disk(cfg: Any, teacher: Teacher, precision: Precision, device: torch.device) -> Teacher:
+    """The teacher, which under STORE.DIR looks at each view once (stored_teacher.py)."""
+    if not cfg.STORE.DIR:
+        return teacher
+    return StoredTeacher(
+        cfg.STORE.DIR, teacher, interpolation=cfg.INPUT.INTERPOLATION, precision=precision, device=device
+    )
+
+
 def build_kd_head(
     cfg: Any, width: int, classes: ClassList, embeddings: Tensor | None = None, *, clip: bool = True
 ) -> ClassHead:
@@ -109,8 +125,13 @@ def build_kd_head(
 
 
 def teacher_views(batch: dict[str, Any], device: torch.device) -> Tensor:
-    """The teacher's views of a batch, uint8 (N + M, 3, size, size): of the labelled, then of the unlabelled images."""
+    """The teacher's views of a batch, uint8 (N + M, 3, size, size): of the labelled, then of the unlabelled images.
+
+    Where the teacher is stored, their names (N + M, 17) instead.
+    """
     parts = [batch, batch["unlabeled"]] if "unlabeled" in batch else [batch]
+    if "view" in batch:
+        return torch.cat([part["view"] for part in parts])
     return torch.cat([part["img_teacher"].to(device, non_blocking=True) for part in parts])
 
 
