@@ -97,7 +97,7 @@ def test_a_run_in_parts_learns_the_same(workspace, tmp_path, capsys, name):
         states.append([p.detach().clone() for part in trainer.learned().values() for p in part.parameters()])
     assert "4 classes at a time" in capsys.readouterr().out
     for whole, parts in zip(*states, strict=True):
-        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)  # float32, after six steps
 
 
 def test_free_memory_of_this_machine_is_plausible():
