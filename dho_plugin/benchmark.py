@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ import torch
 from ._version import __version__
 from .benchmark_text import TOLERANCE, Memory, Row, difference, memory, rows
 from .errors import UsageError
+from .measuring import timed
 from .report import Table, markdown
 from .text_memory import GIB
 from .vlm import imagenet_classnames, random_vlm
@@ -94,25 +95,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def measure(row: Row, repeats: int, device: torch.device) -> Measured:
     """Compare the two results, then time the two ways in turn, the first of a pair alternating."""
     apart = difference(row)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     ratios = []
     for number in range(repeats):
         order = (row.peers, row.ours) if number % 2 == 0 else (row.ours, row.peers)
-        seconds = {call: timed(call, device) for call in order}
+        seconds = {call: timed(call, device, 1, clock) for call in order}
         ratios.append(seconds[row.peers] / seconds[row.ours])
     return Measured(row, apart, ratios)
-
-
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call: of the processor, or on a GPU until it is done."""
-    if device.type != "cuda":
-        start = time.process_time()
-        call()
-        return time.process_time() - start
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def table(found: Sequence[Measured]) -> Table:

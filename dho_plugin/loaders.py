@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode
 from .host import Datum
 from .predicting import printable
 from .store import view_records
-from .views import Order, UnreadableImage, ViewPolicy, center_view, draw_view, image_key, read_image, render
+from .views import Order, UnreadableImage, View, ViewPolicy, center_view, draw_view, image_key, read_image, render
 
 # What INPUT.BAD_IMAGES means for training: stop at a file that cannot be read, or let the next image of the order take
 # its place, up to one file in a thousand of the set (one at least, 100 at most). An evaluation is over the whole set.
@@ -78,8 +78,7 @@ class ViewSource:
         skipped: set[int] = set()
         for position in range(start, start + count):
             index, pass_, image = self._read(position, skipped)
-            key = image_key(self.paths[index], self.root)
-            view = draw_view(*image.size, self.policy, seed=self.seed, key=key, pass_=self.view_pass(pass_))
+            view = self.view(index, self.view_pass(pass_), *image.size)
             views.append(view)
             student.append(render(image, view, self.sizes.student, self.interpolation))
             if self.sizes.teacher is not None and self.images is None:
@@ -99,6 +98,11 @@ class ViewSource:
     def view_pass(self, pass_: int) -> int:
         """The pass whose views a pass sees."""
         return pass_ % self.views if self.views else pass_
+
+    def view(self, index: int, pass_: int, width: int, height: int) -> View:
+        """The view of an image of width x height pixels in a pass of view_pass."""
+        key = image_key(self.paths[index], self.root)
+        return draw_view(width, height, self.policy, seed=self.seed, key=key, pass_=pass_)
 
     def _read(self, position: int, skipped: set[int]) -> tuple[int, int, Image.Image]:
         """(index, pass, image) at a position or, where its file cannot be read, at the next one that can be."""

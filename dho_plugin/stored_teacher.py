@@ -22,7 +22,7 @@ from .precision import Precision
 from .predicting import progress
 from .store import VIEW, Contents, Model, Store, view_records, weights_hash
 from .teachers import Teacher, ZeroShotTeacher
-from .views import View, draw_view, image_key, read_image, render
+from .views import View, read_image, render
 
 BATCH = 64  # views that are computed at a time
 GIB = 2**30
@@ -87,17 +87,7 @@ class StoredTeacher(Teacher):
             pairs = list(needed(source, steps * size))
             names = view_records(
                 [found[index].image for index, _ in pairs],
-                [
-                    draw_view(
-                        found[index].width,
-                        found[index].height,
-                        source.policy,
-                        seed=source.seed,
-                        key=image_key(source.paths[index], source.root),
-                        pass_=pass_,
-                    )
-                    for index, pass_ in pairs
-                ],
+                [source.view(index, pass_, found[index].width, found[index].height) for index, pass_ in pairs],
             )
             lacking = self.store.rows(names) < 0
             indices = np.array([index for index, _ in pairs], dtype=np.int64)

@@ -104,6 +104,14 @@ def write(root: Path, name: str) -> Path:
     return folder
 
 
+def write_all(root: Path) -> Path:
+    """ImageNet, its four variants and CoOp's ten others below `root`."""
+    tiny.imagenet_tree(root)
+    for name in LAYOUTS:
+        write(root, name)
+    return root
+
+
 class Datum:
     """As Dassl's, for a cache written without Dassl."""
 

@@ -27,11 +27,7 @@ SPLIT = "split_zhou_DescribableTextures.json"
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("fifteen")
-    tiny.imagenet_tree(root)
-    for name in layouts.LAYOUTS:
-        layouts.write(root, name)
-    return root
+    return layouts.write_all(tmp_path_factory.mktemp("fifteen"))
 
 
 @pytest.fixture

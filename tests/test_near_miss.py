@@ -7,7 +7,6 @@ from pathlib import Path
 
 import layouts
 import pytest
-import tiny
 from test_catalogue import YAML
 
 from dho_plugin import cli
@@ -24,11 +23,7 @@ TORCHVISION = {f"imagenet/images/{part}": f"imagenet/{part}" for part in ("train
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("usual")
-    tiny.imagenet_tree(root)
-    for name in layouts.LAYOUTS:
-        layouts.write(root, name)
-    return root
+    return layouts.write_all(tmp_path_factory.mktemp("usual"))
 
 
 def build(root: Path, dataset: str):
