@@ -35,6 +35,7 @@ OPENAI_NAMES = {
     "ViT-L/14": "ViT-L-14-quickgelu",
     "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
 }
+RANDOM = "random"  # as a tag: the architecture at its true size with random weights, to measure what it costs
 _OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 
 
@@ -57,7 +58,8 @@ def load_vlm(name: str) -> VLM:
             open_clip's "ARCHITECTURE:TAG" ("ViT-H-14-378-quickgelu:dfn5b");
             a local file that says what it is: OpenAI's TorchScript archive, a state dict with OpenAI's three
             marks (input_resolution, context_length, vocab_size), a safetensors file with an `open_clip_config`;
-            "ARCHITECTURE:FILE" for any other local checkpoint, where ARCHITECTURE is CoOp's or open_clip's name.
+            "ARCHITECTURE:FILE" for any other local checkpoint, where ARCHITECTURE is CoOp's or open_clip's name;
+            "ARCHITECTURE:random" to measure what a model costs: always the same random weights, which know nothing.
 
     Raises:
         UsageError: as find_vlm; and a file that does not hold such a model.
@@ -65,6 +67,9 @@ def load_vlm(name: str) -> VLM:
     source = find_vlm(name)
     if source.path is not None:
         return _from_file(source.path, name=name, architecture=source.architecture, preprocess=source.preprocess)
+    if source.tag == RANDOM:
+        print(f"{name}: random weights, which know nothing; times and memory are those of the real model")
+        return random_vlm(name.removesuffix(f":{RANDOM}"), name=name)
     model = open_clip.create_model(source.architecture, pretrained=source.tag)
     return _wrap(model, name=name, architecture=source.architecture)
 
@@ -83,6 +88,9 @@ def find_vlm(name: str) -> Source:
         if architecture in OPENAI_NAMES:
             return _pretrained(OPENAI_NAMES[architecture], "openai", name=name)
         _refuse(name)
+    if rest == RANDOM:
+        _check_self_contained(architecture)
+        return Source(None, architecture, RANDOM)
     architecture = OPENAI_NAMES.get(architecture, architecture)
     if architecture not in open_clip.list_models():
         _refuse(name)
@@ -274,19 +282,29 @@ def architectures() -> tuple[str, ...]:
     return (*OPENAI_NAMES, *(name for name in open_clip.list_models() if _self_contained(name)))
 
 
-def random_vlm(architecture: str) -> VLM:
-    """A CLIP model of an architecture's true size with random weights, to measure what it costs; nothing is fetched.
+def random_vlm(architecture: str, *, name: str = "") -> VLM:
+    """A CLIP model of an architecture's true size with random weights, always the same; nothing is fetched.
+
+    Args:
+        architecture: see architectures. name: of the VLM, the architecture's if left out.
 
     Raises:
         UsageError: an unknown architecture, or one with a tower or tokenizer of another library.
     """
-    name = OPENAI_NAMES.get(architecture, architecture)
+    _check_self_contained(architecture)
+    config = open_clip.get_model_config(OPENAI_NAMES.get(architecture, architecture))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**config)
+    return _wrap(model, name=name or architecture, architecture=None)
+
+
+def _check_self_contained(architecture: str) -> None:
     if architecture not in architectures():
         raise UsageError(
             f"no architecture {architecture!r} that can be built without a download: expected one of "
             f"{[*OPENAI_NAMES]} or open_clip's.{did_you_mean(architecture, architectures())}"
         )
-    return _wrap(open_clip.CLIP(**open_clip.get_model_config(name)), name=architecture, architecture=None)
 
 
 def _self_contained(architecture: str) -> bool:

@@ -10,7 +10,8 @@ import tiny
 import torch
 
 from dho_plugin.errors import UsageError
-from dho_plugin.vlm import OPENAI_NAMES, imagenet_templates, load_vlm
+from dho_plugin.store import weights_hash
+from dho_plugin.vlm import OPENAI_NAMES, find_vlm, imagenet_templates, load_vlm
 
 
 @pytest.fixture
@@ -212,3 +213,12 @@ def test_stays_in_eval_mode(vlm):
 def test_the_eighty_templates():
     assert len(imagenet_templates()) == 80
     assert all(template.count("{}") == 1 for template in imagenet_templates())
+
+
+def test_random_weights_are_always_the_same_and_said(capsys):
+    one, other = load_vlm("ViT-S-32-alt:random"), load_vlm("ViT-S-32-alt:random")
+    assert one.name == "ViT-S-32-alt:random" and "random weights, which know nothing" in capsys.readouterr().out
+    assert weights_hash(one) == weights_hash(other)
+    for name in ("no-such:random", "roberta-ViT-B-32:random"):
+        with pytest.raises(UsageError, match="without a download"):
+            find_vlm(name)
