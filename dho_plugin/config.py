@@ -151,12 +151,6 @@ def merge_options(cfg: CN, options: Sequence[str]) -> None:
             raise UsageError(f"{key} {value}: {error}") from error
 
 
-def views_of_an_image(cfg: CN) -> tuple[int, int]:
-    """After how many views a labelled and an unlabelled image shows them again; 0 for never."""
-    labeled, all_ = cfg.STORE.LABELED_VIEWS, cfg.STORE.VIEWS
-    return all_ if labeled < 0 else labeled, all_
-
-
 def _leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
     keys = []
     for key, value in values.items():

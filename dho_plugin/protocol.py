@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from .config import views_of_an_image
 from .host import TRAINER_REGISTRY
 from .runs import is_run
 from .saved import flatten
-from .trainers.section import single_prompt
+from .trainers.section import single_prompt, views_of_an_image
 
 
 class Choice(NamedTuple):

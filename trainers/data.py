@@ -9,12 +9,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..classes import ClassList, class_list
-from ..config import views_of_an_image
 from ..errors import UsageError, did_you_mean
 from ..loaders import EpochLoader, Sizes, StepBatches, TestImages, ViewSource
 from ..pool import unlabeled_paths
 from ..predicting import printable
 from ..views import INTERPOLATIONS, ViewPolicy
+from .section import views_of_an_image
 
 COUNTS = ("train_x", "train_u", "smaller_one")
 _TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")

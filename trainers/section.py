@@ -34,6 +34,12 @@ def single_prompt(cfg: Any) -> str:
     return cfg.DATASET.TEMPLATE or TEMPLATES.get(cfg.DATASET.NAME, DEFAULT_TEMPLATE)
 
 
+def views_of_an_image(cfg: Any) -> tuple[int, int]:
+    """After how many views a labelled and an unlabelled image shows them again; 0 for never."""
+    labeled, all_ = cfg.STORE.LABELED_VIEWS, cfg.STORE.VIEWS
+    return all_ if labeled < 0 else labeled, all_
+
+
 def check_dataset(cfg: Any) -> None:
     """Raise UsageError for a value of DATASET or STORE that cannot be meant."""
     check_choice("DATASET.FEW", cfg.DATASET.FEW, FEW)
