@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def run_blocks(transformer: Any, x: Tensor, deep: Sequence[Tensor], *, at: int, mask: Tensor | None = None) -> Tensor:
@@ -18,6 +18,24 @@ def run_blocks(transformer: Any, x: Tensor, deep: Sequence[Tensor], *, at: int, 
     for layer, block in enumerate(transformer.resblocks):
         x = block(prompts_of_layer(x, deep, layer, at), attn_mask=mask)
     return x
+
+
+def first_token(transformer: Any, x: Tensor, deep: Sequence[Tensor] = (), *, at: int = 1) -> Tensor:
+    """What run_blocks gives the first token, (N, width). The last layer computes nothing for the others."""
+    *blocks, last = transformer.resblocks
+    for layer, block in enumerate(blocks):
+        x = block(prompts_of_layer(x, deep, layer, at))
+    x = prompts_of_layer(x, deep, len(blocks), at)
+    if not own_layer(last):
+        return last(x)[:, 0]
+    tokens, x = last.ln_1(x), x[:, :1]
+    x = x + last.ls_1(last.attn(tokens[:, :1], tokens, tokens, need_weights=False)[0])
+    return (x + last.ls_2(last.mlp(last.ln_2(x))))[:, 0]
+
+
+def own_layer(block: Any) -> bool:
+    """Whether a layer is CLIP's own, which can be taken apart."""
+    return type(getattr(block, "attn", None)) is nn.MultiheadAttention and hasattr(block, "ls_2")
 
 
 def prompts_of_layer(x: Tensor, deep: Sequence[Tensor], layer: int, at: int) -> Tensor:

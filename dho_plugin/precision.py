@@ -44,12 +44,18 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name in ("fp16", "amp"))
 
     def store(self, frozen: nn.Module) -> nn.Module:
-        """Store a frozen module as this precision wants it, the weights of convolutions with their channels last."""
-        return _channels_last(frozen.to(self.half) if self.name in ("fp16", "bf16") else frozen)
+        """Store a frozen module as this precision wants it."""
+        return self.lay_out(frozen.to(self.half) if self.name in ("fp16", "bf16") else frozen)
 
-    def lay_out(self, trained: nn.Module) -> nn.Module:
-        """The same layout for a module that is trained, on a GPU; on a CPU its backward pass would be slower."""
-        return _channels_last(trained) if self.device_type == "cuda" else trained
+    def lay_out(self, module: nn.Module) -> nn.Module:
+        """On a GPU, put the channels of a convolutional network's weights last; the one convolution of a ViT stays.
+
+        On a CPU the backward pass would be slower, and an image's feature would depend on who is in its batch.
+        """
+        several = sum(isinstance(part, nn.Conv2d) for part in module.modules()) > 1
+        if self.device_type != "cuda" or not several:
+            return module
+        return module.to(memory_format=torch.channels_last)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context for forward passes."""
@@ -84,9 +90,3 @@ def read_later(flag: Tensor) -> Callable[[], bool]:
         return bool(here)
 
     return wait
-
-
-def _channels_last(module: nn.Module) -> nn.Module:
-    """Convolutional networks alone: the one convolution of a ViT makes tokens."""
-    several = sum(isinstance(part, nn.Conv2d) for part in module.modules()) > 1
-    return module.to(memory_format=torch.channels_last) if several else module

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import prompts_of_layer
+from .layers import own_layer, prompts_of_layer
 
 
 class Packing(NamedTuple):
@@ -40,10 +40,7 @@ def can_share(transformer: Any, shared: int, deep: Sequence[Tensor]) -> bool:
     for rows in deep:
         at += rows.shape[1]
         reach = at if len(rows) else reach
-    return reach <= shared and all(
-        type(getattr(block, "attn", None)) is nn.MultiheadAttention and hasattr(block, "ls_2")
-        for block in transformer.resblocks
-    )
+    return reach <= shared and all(map(own_layer, transformer.resblocks))
 
 
 def pack(end: Tensor, shared: int) -> Packing:

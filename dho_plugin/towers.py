@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
-from .layers import run_blocks
+from .layers import first_token, run_blocks
 from .shared_prefix import can_share, run_shared
 
 
@@ -93,15 +93,18 @@ class VLM(nn.Module):
         Raises:
             UsageError: prompts for an image tower that is no plain CLIP ViT, or deeper than it.
         """
-        if not prompts:
+        # Frozen features are stored: the whole model gives an image the same bits in batches of any size, which the
+        # few rows of a last layer cut short do not.
+        if not prompts and not (self.plain_vit and self.model.visual.proj.requires_grad):
             return self.model.encode_image(images.to(self.dtype))
-        self.check_visual_prompts(max(len(block) for block in prompts))
+        if prompts:
+            self.check_visual_prompts(max(len(block) for block in prompts))
         vit, x = self.model.visual, self.patch_tokens(images)
         length = x.shape[1]
         first = [block[0].to(x.dtype).expand(x.shape[0], -1, -1) for block in prompts]
         x = vit.ln_pre(torch.cat([x, *first], dim=1))
-        x = run_blocks(vit.transformer, x, [block[1:] for block in prompts], at=length)
-        return vit.ln_post(x[:, 0]) @ vit.proj
+        x = first_token(vit.transformer, x, [block[1:] for block in prompts], at=length)
+        return vit.ln_post(x) @ vit.proj
 
     def patch_tokens(self, images: Tensor) -> Tensor:
         """Normalised images -> (N, 1 + patches, image width): class token and patches of a ViT, before its layers."""
@@ -116,11 +119,18 @@ class VLM(nn.Module):
         self.check_visual_prompts(1)
         return int(self.model.visual.class_embedding.shape[-1])
 
+    @property
+    def plain_vit(self) -> bool:
+        """Whether the image tower is CLIP's ViT, whose feature is that of the class token."""
+        vit = self.model.visual
+        plain = all(hasattr(vit, part) for part in ("conv1", "class_embedding", "ln_pre", "transformer", "proj"))
+        pooled = getattr(vit, "attn_pool", None) is not None or getattr(vit, "pool_type", "tok") != "tok"
+        return plain and vit.proj is not None and not pooled
+
     def check_visual_prompts(self, depth: int) -> None:
         """Raise UsageError unless the image tower is a plain CLIP ViT of at least `depth` layers."""
         vit = self.model.visual
-        plain = all(hasattr(vit, part) for part in ("conv1", "class_embedding", "ln_pre", "transformer", "proj"))
-        if not plain or getattr(vit, "attn_pool", None) is not None or getattr(vit, "pool_type", "tok") != "tok":
+        if not self.plain_vit:
             raise UsageError(
                 f"visual prompts need a CLIP with a plain ViT, and {self.name} has a {type(vit).__name__}: "
                 "choose for example 'ViT-B/16', or a method without visual prompts (CoOpDHO, LinearProbeDHO)"

@@ -183,6 +183,9 @@ def test_weights_are_known_by_value_and_name():
             assert weights_hash(model) != first
             tensor.view(-1)[0] -= 1e-3
     assert weights_hash(model.half()) != first
+    convolution = torch.nn.Conv2d(3, 4, 2)
+    first = weights_hash(convolution)
+    assert weights_hash(convolution.to(memory_format=torch.channels_last)) == first
 
 
 def test_contents_are_read_once_and_again_when_a_file_changes(tmp_path, monkeypatch):

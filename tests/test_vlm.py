@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import re
 import socket
 from pathlib import Path
@@ -10,8 +11,10 @@ import tiny
 import torch
 
 from dho_plugin.errors import UsageError
+from dho_plugin.layers import run_blocks
 from dho_plugin.store import weights_hash
-from dho_plugin.vlm import OPENAI_NAMES, find_vlm, imagenet_templates, load_vlm
+from dho_plugin.text_memory import kept_bytes
+from dho_plugin.vlm import OPENAI_NAMES, QuickGELU, find_vlm, imagenet_templates, load_vlm
 
 
 @pytest.fixture
@@ -222,3 +225,41 @@ def test_random_weights_are_always_the_same_and_said(capsys):
     for name in ("no-such:random", "roberta-ViT-B-32:random"):
         with pytest.raises(UsageError, match="without a download"):
             find_vlm(name)
+
+
+def test_the_lighter_activation_is_open_clips():
+    ours, theirs = QuickGELU().double(), open_clip.transformer.QuickGELU().double()
+    x = torch.linspace(-6, 6, 101, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(ours(x), theirs(x))
+    weights = torch.randn(101, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mine, other = (torch.autograd.grad((activation(x) * weights).sum(), x)[0] for activation in (ours, theirs))
+    torch.testing.assert_close(mine, other)
+    assert kept_bytes(lambda: ours(x), [x]) == 101 * 8
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+def test_the_image_feature_and_its_gradient_are_those_of_all_tokens_of_all_layers(vlm, prompted):
+    """The last layer computes the class token alone."""
+    vlm = copy.deepcopy(vlm).double()
+    vlm.model.visual.requires_grad_(True)
+    assert vlm.plain_vit
+    learned = [torch.randn(2, 3, vlm.image_token_width, dtype=torch.float64, requires_grad=True)] if prompted else []
+    normal = vlm.normalize(images(vlm.image.size)).double()
+
+    def slow() -> torch.Tensor:
+        visual = vlm.model.visual
+        if not prompted:
+            return vlm.model.encode_image(normal)
+        tokens = vlm.patch_tokens(normal)
+        x = visual.ln_pre(torch.cat([tokens, learned[0][0].expand(3, -1, -1)], dim=1))
+        x = run_blocks(visual.transformer, x, [learned[0][1:]], at=tokens.shape[1])
+        return visual.ln_post(x)[:, 0] @ visual.proj
+
+    wanted = [*learned, *vlm.model.visual.parameters()]
+    features = vlm.encode_image(normal, learned), slow()
+    torch.testing.assert_close(*features)
+    found = [torch.autograd.grad((f * f.cos()).sum(), wanted, allow_unused=True) for f in features]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
