@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
 from .host import Datum
 from .predicting import printable
+from .readers import CPU, Picture, Reader
 from .store import view_records
-from .views import Order, UnreadableImage, View, ViewPolicy, center_view, draw_view, image_key, read_image, render
+from .views import Order, UnreadableImage, View, ViewPolicy, center_view, draw_view, image_key, read_image
 
 # What INPUT.BAD_IMAGES means for training: stop at a file that cannot be read, or let the next image of the order take
 # its place, up to one file in a thousand of the set (one at least, 100 at most). An evaluation is over the whole set.
@@ -36,6 +36,7 @@ class ViewSource:
         paths: image files. root: dataset root, from which images get their identity. sizes, policy, interpolation:
             what to cut. seed: the run's seed. stream: 0 for labelled, 1 for unlabelled images. bad_images: see
             BAD_IMAGES. views: number of views of an image, after which they come again; 0 for one in each pass.
+        reader, device: see readers.Reader.
 
     Attributes:
         unreadable: indices of files that batches passed over, as far as they were counted.
@@ -54,6 +55,8 @@ class ViewSource:
         stream: int,
         bad_images: str = "stop",
         views: int = 0,
+        reader: str = "pil",
+        device: torch.device = CPU,
     ) -> None:
         self.paths = list(paths)
         self.views = views
@@ -61,39 +64,47 @@ class ViewSource:
         self.unreadable: set[int] = set()
         self.allowed = min(100, max(1, len(self.paths) // 1000)) if bad_images == "skip" else 0
         self.root, self.sizes, self.policy, self.interpolation, self.seed = root, sizes, policy, interpolation, seed
+        self.reader = Reader(reader, interpolation, device)
         self.order = Order(len(self.paths), seed=seed, stream=stream)
 
     def batch(self, start: int, count: int) -> dict[str, Any]:
-        """Views at `count` positions of the endless order.
+        """Views at `count` positions of the endless order, for `receive`.
 
         Returns:
             "img": uint8 (count, 3, s, s); "img_teacher": uint8 (count, 3, t, t) if asked for; "index": (count,);
             "skipped": indices of files that were passed over, if there are any; "view": (count, 17) uint8, the
-            views' names in a store, where `images` is set: the teacher's view is then not made.
+            views' names in a store, where `images` is set: the teacher's view is then not made. Under reader cuda
+            `receive` makes the images.
 
         Raises:
             UnreadableImage: see BAD_IMAGES.
         """
-        student, teacher, indices, views = [], [], [], []
+        indices: list[int] = []
+        views: list[View] = []
         skipped: set[int] = set()
-        for position in range(start, start + count):
-            index, pass_, image = self._read(position, skipped)
-            view = self.view(index, self.view_pass(pass_), *image.size)
-            views.append(view)
-            student.append(render(image, view, self.sizes.student, self.interpolation))
-            if self.sizes.teacher is not None and self.images is None:
-                same = self.sizes.teacher == self.sizes.student
-                teacher.append(student[-1] if same else render(image, view, self.sizes.teacher, self.interpolation))
-            indices.append(index)
-        batch = {"img": torch.stack(student), "index": torch.tensor(indices)}
-        if teacher:
-            batch["img_teacher"] = torch.stack(teacher)
+
+        def pictures() -> Iterator[tuple[Picture, View]]:
+            for position in range(start, start + count):
+                index, pass_, picture = self._read(position, skipped)
+                indices.append(index)
+                views.append(self.view(index, self.view_pass(pass_), picture.width, picture.height))
+                yield picture, views[-1]
+
+        teacher = self.sizes.teacher if self.images is None else None
+        sizes = {"img": self.sizes.student, **({} if teacher is None else {"img_teacher": teacher})}
+        batch = self.reader.views(pictures(), sizes)
+        batch["index"] = torch.tensor(indices)
         if self.images is not None:
             names = view_records(self.images[indices].tolist(), views)
             batch["view"] = torch.from_numpy(names.view(np.uint8).reshape(count, -1))
         if skipped:
             batch["skipped"] = torch.tensor(sorted(skipped))
         return batch
+
+    def cut(self, indices: Sequence[int], views: Sequence[View], size: int) -> dict[str, Any]:
+        """Given views of given images at one resolution, for `receive`: "img" uint8 (n, 3, size, size) and "index"."""
+        pictures = ((self.reader.open(self.paths[index]), view) for index, view in zip(indices, views, strict=True))
+        return {**self.reader.views(pictures, {"img": size}), "index": torch.tensor(indices)}
 
     def view_pass(self, pass_: int) -> int:
         """The pass whose views a pass sees."""
@@ -104,12 +115,12 @@ class ViewSource:
         key = image_key(self.paths[index], self.root)
         return draw_view(width, height, self.policy, seed=self.seed, key=key, pass_=pass_)
 
-    def _read(self, position: int, skipped: set[int]) -> tuple[int, int, Image.Image]:
+    def _read(self, position: int, skipped: set[int]) -> tuple[int, int, Picture]:
         """(index, pass, image) at a position or, where its file cannot be read, at the next one that can be."""
         while True:
             index, pass_ = self.order[position]
             try:
-                return index, pass_, read_image(self.paths[index])
+                return index, pass_, self.reader.open(self.paths[index])
             except UnreadableImage:
                 if not self.allowed or len(self.paths) == 1:
                     raise
@@ -125,17 +136,19 @@ class ViewSource:
                 f"passes over {self.allowed} at most: replace the files or remove them from the split"
             )
 
-    def count(self, batch: dict[str, Any]) -> None:
-        """Take "skipped" out of a batch and count it here, in the main process, whichever worker made the batch.
+    def receive(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch as the main process uses it, whichever worker made it: "skipped" taken out and counted, images cut.
 
         Raises:
-            UnreadableImage: more files than BAD_IMAGES allows.
+            UnreadableImage: more files than BAD_IMAGES allows; a file that reader cuda finds broken only here.
         """
         for index in batch.pop("skipped", torch.tensor([])).tolist():
             if index not in self.unreadable:
                 self.unreadable.add(index)
                 print(f"Passed over, since it cannot be read: {printable(self.paths[index])}")
         self._check(self.unreadable)
+        self.reader.receive(batch, [self.paths[index] for index in batch["index"].tolist()])
+        return batch
 
 
 class StepBatches(Dataset):
@@ -164,11 +177,11 @@ class StepBatches(Dataset):
             batch["unlabeled"] = self.unlabeled.batch(step * self.unlabeled_size, self.unlabeled_size)
         return batch
 
-    def counted(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch, after both sources have counted in it the files that were passed over."""
-        self.labeled.count(batch)
+    def receive(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """See ViewSource.receive; of both sources."""
+        self.labeled.receive(batch)
         if self.unlabeled is not None:
-            self.unlabeled.count(batch["unlabeled"])
+            self.unlabeled.receive(batch["unlabeled"])
         return batch
 
     def unreadable(self) -> list[str]:
@@ -200,7 +213,7 @@ class EpochLoader:
         loader = DataLoader(
             self.batches, batch_size=None, sampler=steps, num_workers=self.workers, pin_memory=self.pin_memory
         )
-        return map(self.batches.counted, loader)
+        return map(self.batches.receive, loader)
 
 
 class TestImages(Dataset):

@@ -22,7 +22,7 @@ from .precision import Precision
 from .predicting import progress
 from .store import VIEW, Contents, Model, Store, view_records, weights_hash
 from .teachers import Teacher, ZeroShotTeacher
-from .views import View, read_image, render
+from .views import View
 
 BATCH = 64  # views that are computed at a time
 GIB = 2**30
@@ -32,8 +32,8 @@ class StoredTeacher(Teacher):
     """A teacher that is shown names of views instead of views: uint8 (N, 17), as batches hold them (store.VIEW).
 
     Args:
-        root: folder of all stores. teacher: whose features are kept. interpolation: INPUT.INTERPOLATION, which is part
-            of a view. precision: how the run computes.
+        root: folder of all stores. teacher: whose features are kept. interpolation: readers.recipe of the views, which
+            is part of them. precision: how the run computes.
 
     Raises:
         UsageError: a teacher that is no zero-shot CLIP.
@@ -123,25 +123,22 @@ class StoredTeacher(Teacher):
             views = _Views(source, indices, names, self.teacher.size)
             starts = range(0, len(names), BATCH)
             loader = DataLoader(views, batch_size=None, sampler=starts, num_workers=min(workers, len(starts)))
-            for start, images in zip(starts, loader, strict=True):
+            for start, batch in zip(starts, loader, strict=True):
+                images = source.receive(batch)["img"]
                 self.store.append(names[start : start + BATCH], self.teacher.features(images.to(self.device)))
                 yield from ({} for _ in images)
 
 
 class _Views(Dataset):
-    """Item `start` is the teacher's views from there on, uint8 (n, 3, size, size)."""
+    """Item `start` is the teacher's views from there on, for the source's `receive`."""
 
     def __init__(self, source: ViewSource, indices: np.ndarray, names: np.ndarray, size: int) -> None:
         self.source, self.indices, self.names, self.size = source, indices, names, size
 
-    def __getitem__(self, start: int) -> Tensor:
-        chosen = range(start, min(start + BATCH, len(self.names)))
-        return torch.stack([self._view(i) for i in chosen])
-
-    def _view(self, i: int) -> Tensor:
-        _, left, top, width, height, flip = self.names[i].tolist()
-        image = read_image(self.source.paths[self.indices[i]])
-        return render(image, View(left, top, width, height, bool(flip)), self.size, self.source.interpolation)
+    def __getitem__(self, start: int) -> dict[str, Any]:
+        chosen = slice(start, start + BATCH)
+        views = [View(*box, bool(flip)) for _, *box, flip in self.names[chosen].tolist()]
+        return self.source.cut(self.indices[chosen].tolist(), views, self.size)
 
 
 def needed(source: ViewSource, positions: int) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,7 @@ from ..errors import UsageError, did_you_mean
 from ..loaders import EpochLoader, Sizes, StepBatches, TestImages, ViewSource
 from ..pool import unlabeled_paths
 from ..predicting import printable
+from ..readers import check_reader
 from ..views import INTERPOLATIONS, ViewPolicy
 
 COUNTS = ("train_x", "train_u", "smaller_one")
@@ -31,6 +32,8 @@ class DataManager:
         self.num_classes, self.lab2cname = dataset.num_classes, dataset.lab2cname
         self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         self.pin_memory = torch.cuda.is_available() and cfg.USE_CUDA
+        self.device = torch.device("cuda" if self.pin_memory else "cpu")
+        check_reader(cfg.INPUT.READER, self.device)
         self.interpolation = INTERPOLATIONS[cfg.INPUT.INTERPOLATION]
         self.policy = view_policy(cfg.INPUT)
         self.val_loader = self.evaluation_loader(dataset.val) if dataset.val else None
@@ -108,6 +111,8 @@ class DataManager:
             stream=stream,
             bad_images=self.cfg.INPUT.BAD_IMAGES,
             views=self.cfg.STORE.VIEWS,
+            reader=self.cfg.INPUT.READER,
+            device=self.device,
         )
 
 

@@ -15,6 +15,7 @@ from ..interpolation import SOURCES, Interpolation
 from ..losses import DualHeadLoss, dual_head_loss
 from ..pool import FEW, POOLS, TEST_COPIES, unlabeled_paths
 from ..precision import Precision
+from ..readers import READERS, recipe
 from ..runs import is_run
 from ..stored_teacher import StoredTeacher
 from ..teachers import Teacher, ZeroShotTeacher, load_run_teacher
@@ -36,6 +37,7 @@ def check_dataset(cfg: Any) -> None:
     """Raise UsageError for a value of DATASET or STORE that cannot be meant."""
     check_choice("DATASET.FEW", cfg.DATASET.FEW, FEW)
     check_choice("DATASET.TEST_COPIES", cfg.DATASET.TEST_COPIES, TEST_COPIES)
+    check_choice("INPUT.READER", cfg.INPUT.READER, READERS)
     check_template("DATASET.TEMPLATE (--template)", single_prompt(cfg))
     if cfg.STORE.VIEWS < 0:
         raise UsageError(
@@ -104,9 +106,8 @@ def kept_on_disk(cfg: Any, teacher: Teacher, precision: Precision, device: torch
     """The teacher, which under STORE.DIR looks at each view once (stored_teacher.py)."""
     if not cfg.STORE.DIR:
         return teacher
-    return StoredTeacher(
-        cfg.STORE.DIR, teacher, interpolation=cfg.INPUT.INTERPOLATION, precision=precision, device=device
-    )
+    how = recipe(cfg.INPUT.INTERPOLATION, cfg.INPUT.READER, device)
+    return StoredTeacher(cfg.STORE.DIR, teacher, interpolation=how, precision=precision, device=device)
 
 
 def build_kd_head(

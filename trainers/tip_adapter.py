@@ -79,8 +79,7 @@ class TipAdapterF(MethodTrainer):
         wanted = self.cfg.TRAINER.TIPADAPTER.VIEWS * len(labels)
         total = torch.zeros(len(labels), self.student.width, device=self.device)
         for start in tqdm(range(0, wanted, BATCH), disable=None, desc="cache"):
-            batch = source.batch(start, min(BATCH, wanted - start))
-            source.count(batch)
+            batch = source.receive(source.batch(start, min(BATCH, wanted - start)))
             features = self.unit_features(self.student.normalize(batch["img"].to(self.device)))
             total.index_add_(0, batch["index"].to(self.device), features)
         self.adapter.fill(F.normalize(total, dim=-1), labels.to(self.device))
