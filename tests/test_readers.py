@@ -147,6 +147,12 @@ def test_odd_images_are_read_as_pillow_does(tmp_path, kind, reader):
 
 
 @pytest.mark.parametrize("reader", ["tensor", "cuda"])
+def test_a_jpeg_for_print_is_read_as_pillow_does(tmp_path, reader):
+    picture(40, 30).convert("CMYK").save(tmp_path / "a.jpg")
+    assert torch.equal(Reader(reader, BICUBIC).open(tmp_path / "a.jpg").content, pixels(read_image(tmp_path / "a.jpg")))
+
+
+@pytest.mark.parametrize("reader", ["tensor", "cuda"])
 @pytest.mark.parametrize("kind", BROKEN)
 def test_what_cannot_be_read_is_named(tmp_path, kind, reader):
     path = broken(kind, tmp_path / "broken\n.jpg")
@@ -194,7 +200,8 @@ def test_a_cut_file_is_passed_over(paths, tmp_path, reader):
     cut.write_bytes(Path(paths[0]).read_bytes()[:-400])
     skipping = source([*paths, str(cut)], reader, bad_images="skip")
     batches = StepBatches(skipping, [0] * (len(paths) + 1), len(paths) + 1, None, 0)
-    assert len(list(EpochLoader(batches, steps=1, workers=1, pin_memory=False))[0]["img"]) == len(paths) + 1
+    loader = EpochLoader(batches, steps=1, workers=1, pin_memory=False)
+    assert [len(batch["img"]) for batch in loader] == [len(paths) + 1]
     assert batches.unreadable() == [str(cut)]
 
 
@@ -232,7 +239,7 @@ def test_a_torchvision_without_its_decoder_is_said_before_the_run(monkeypatch):
     check_reader("pil", CPU)
     for reader in ("tensor", "cuda"):
         with pytest.raises(
-            UsageError, match=rf"INPUT.READER {reader}: torchvision .* decodes no JPEG on cpu.*take pil"
+            UsageError, match=rf"INPUT.READER {reader}: torchvision .* decodes no JPEG .*take pil"
         ):
             check_reader(reader, CPU)
 
