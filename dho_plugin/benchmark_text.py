@@ -24,13 +24,16 @@ TOLERANCE = 1e-5  # of a gradient, relative, in float32
 class Row(NamedTuple):
     """Two ways to one result. wanted: how many times faster ours is to be, None for no demand.
 
-    peers, ours: calls that do the work and return what is compared: features and gradients.
+    peers, ours: calls that do the work and return what is compared: features and gradients, or images.
+    tolerance: of the relative difference of any tensor. finish: what is done to ours before it is compared, untimed.
     """
 
     name: str
     peers: Callable[[], list[Tensor]]
     ours: Callable[[], list[Tensor]]
     wanted: float | None
+    tolerance: float = TOLERANCE
+    finish: Callable[[Tensor], Tensor] = Tensor.float
 
 
 class Memory(NamedTuple):
@@ -93,7 +96,7 @@ def rows(vlm: VLM, names: list[str]) -> Iterator[Row]:
 
 def difference(row: Row) -> float:
     """The largest relative difference of the two results, tensor by tensor."""
-    pairs = zip(row.peers(), row.ours(), strict=True)
+    pairs = zip(map(Tensor.float, row.peers()), map(row.finish, row.ours()), strict=True)
     return max(float((a - b).norm() / a.norm().clamp_min(1e-12)) for a, b in pairs)
 
 

@@ -92,7 +92,7 @@ class ViewSource:
 
         teacher = self.sizes.teacher if self.images is None else None
         sizes = {"img": self.sizes.student, **({} if teacher is None else {"img_teacher": teacher})}
-        batch = self.reader.views(pictures(), sizes)
+        batch = self.reader.views(pictures(), count, sizes)
         batch["index"] = torch.tensor(indices)
         if self.images is not None:
             names = view_records(self.images[indices].tolist(), views)
@@ -104,7 +104,7 @@ class ViewSource:
     def cut(self, indices: Sequence[int], views: Sequence[View], size: int) -> dict[str, Any]:
         """Given views of given images at one resolution, for `receive`: "img" uint8 (n, 3, size, size) and "index"."""
         pictures = ((self.reader.open(self.paths[index]), view) for index, view in zip(indices, views, strict=True))
-        return {**self.reader.views(pictures, {"img": size}), "index": torch.tensor(indices)}
+        return {**self.reader.views(pictures, len(views), {"img": size}), "index": torch.tensor(indices)}
 
     def view_pass(self, pass_: int) -> int:
         """The pass whose views a pass sees."""

@@ -8,7 +8,7 @@ differ from Pillow's in the rounding. Every other file goes through views.read_i
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from .errors import UsageError
 from .predicting import MAX_ASPECT, MAX_PIXELS
-from .views import View, read_image, render
+from .views import View, read_image, render_into
 
 # pil: Pillow decodes and resizes. tensor: torchvision does, in the loader's workers. cuda: the workers read files and
 # draw boxes, the main process decodes and resizes on the GPU, or without one as `tensor` does.
@@ -102,16 +102,15 @@ class Reader:
         image = read_image(path)
         return Picture(*image.size, image if self.name == "pil" else _pixels(image))
 
-    def views(self, pictures: Iterable[tuple[Picture, View]], sizes: Mapping[str, int]) -> dict[str, Any]:
-        """Views by key, each uint8 (N, 3, size, size); for `cuda` what `receive` makes them of.
+    def views(self, pictures: Iterable[tuple[Picture, View]], count: int, sizes: Mapping[str, int]) -> dict[str, Any]:
+        """Views by key, each uint8 (count, 3, size, size); for `cuda` what `receive` makes them of.
 
         Args:
-            pictures: images and their boxes, taken one by one. sizes: resolution by key.
+            pictures: `count` images and their boxes, taken one by one. sizes: resolution by key.
         """
         if self.name == "cuda":
             return {**_packed(pictures), "sizes": dict(sizes)}
-        cuts = [self._cut(picture.content, view, sizes) for picture, view in pictures]
-        return {key: torch.stack([cut[key] for cut in cuts]) for key in sizes}
+        return self._cut(((picture.content, view) for picture, view in pictures), count, sizes, CPU)
 
     def receive(self, batch: dict[str, Any], paths: Sequence[str]) -> None:
         """In the main process, put the views into a batch of `views` where they are not there yet.
@@ -125,19 +124,34 @@ class Reader:
         if "encoded" not in batch:
             return
         contents, views = _unpacked(batch.pop("encoded"), batch.pop("pieces"))
-        sizes = batch.pop("sizes")
-        cuts = []
-        for start in range(0, len(views), CHUNK):
-            part = slice(start, start + CHUNK)
-            for path, content, view in zip(paths[part], self._pixels_of(contents[part]), views[part], strict=True):
-                pixels = content if content is not None else _pixels(read_image(path))
-                cuts.append(self._cut(pixels.to(self.device), view, sizes))
-        batch.update({key: torch.stack([cut[key] for cut in cuts]) for key in sizes})
+        pairs = zip(self._decoded(contents, paths), views, strict=True)
+        batch.update(self._cut(pairs, len(views), batch.pop("sizes"), self.device))
 
-    def _cut(self, content: Image.Image | Tensor, view: View, sizes: Mapping[str, int]) -> dict[str, Tensor]:
-        cut = cut_pixels if isinstance(content, Tensor) else render
-        by_size = {size: cut(content, view, size, self.interpolation) for size in set(sizes.values())}
+    def _cut(
+        self,
+        pairs: Iterable[tuple[Image.Image | Tensor, View]],
+        count: int,
+        sizes: Mapping[str, int],
+        device: torch.device,
+    ) -> dict[str, Tensor]:
+        """Views by key on the device, each size cut once and straight into its place in the batch."""
+        by_size = {
+            size: torch.empty(count, 3, size, size, dtype=torch.uint8, device=device) for size in set(sizes.values())
+        }
+        for row, (content, view) in enumerate(pairs):
+            for size, out in by_size.items():
+                if isinstance(content, Tensor):
+                    out[row] = cut_pixels(content, view, size, self.interpolation)
+                else:
+                    render_into(out[row], content, view, self.interpolation)
         return {key: by_size[size] for key, size in sizes.items()}
+
+    def _decoded(self, contents: Sequence[Tensor], paths: Sequence[str]) -> Iterator[Tensor]:
+        """Pixels on the device, a few images at a time."""
+        for start in range(0, len(contents), CHUNK):
+            part = slice(start, start + CHUNK)
+            for path, pixels in zip(paths[part], self._pixels_of(contents[part]), strict=True):
+                yield (pixels if pixels is not None else _pixels(read_image(path))).to(self.device)
 
     def _pixels_of(self, contents: Sequence[Tensor]) -> list[Tensor | None]:
         """Pixels of files and of images; None for a file that cannot be decoded."""
@@ -158,7 +172,7 @@ def cut_pixels(pixels: Tensor, view: View, size: int, interpolation: Interpolati
         interpolation = InterpolationMode.NEAREST_EXACT  # Pillow's nearest
     box = (view.top, view.left, view.height, view.width)
     cut = TF.resized_crop(pixels, *box, [size, size], interpolation, antialias=True)
-    return (cut.flip(-1) if view.flip else cut).contiguous()
+    return cut.flip(-1) if view.flip else cut
 
 
 def _plain_jpeg(path: str | Path) -> Picture | None:

@@ -65,6 +65,7 @@ def test_results_that_differ_are_an_error(monkeypatch, vlm, capsys):
     wrong = Row("wrong", lambda: [one], lambda: [one * 1.001], 2.0)
     monkeypatch.setattr(benchmark, "random_vlm", lambda name: vlm)
     monkeypatch.setattr(benchmark, "rows", lambda vlm, names: iter([wrong]))
+    monkeypatch.setattr(benchmark, "input_rows", lambda folder: iter([]))
     assert benchmark.main(["--quick"]) == 1
     assert "wrong: the results differ" in capsys.readouterr().err
 
