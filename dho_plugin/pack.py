@@ -16,7 +16,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -264,8 +263,11 @@ def _packed(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
     if workers == 1 or len(jobs) <= AT_A_TIME:
         yield from map(pack_file, jobs)
         return
-    with ProcessPoolExecutor(workers) as pool, closing(pool.map(pack_file, jobs, chunksize=AT_A_TIME)) as found:
-        yield from found
+    with ProcessPoolExecutor(workers) as pool:
+        try:
+            yield from pool.map(pack_file, jobs, chunksize=AT_A_TIME)
+        finally:  # of an interrupted run, which is not to go on in the background
+            pool.shutdown(cancel_futures=True)
 
 
 def _write(folder: Path, record: dict[str, Any]) -> None:

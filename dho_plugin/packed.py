@@ -37,8 +37,8 @@ def pack_of(paths: Iterable[str]) -> dict[str, Any] | None:
         UsageError: the pack is not finished, so that images are missing.
     """
     folders: set[Path] = set()
-    for folder in {os.path.dirname(os.path.abspath(path)) for path in paths}:
-        for spelling in (Path(folder), Path(os.path.realpath(folder))):  # either may lead through a pack
+    for name in {os.path.dirname(os.path.abspath(path)) for path in paths}:
+        for spelling in (Path(name), Path(os.path.realpath(name))):  # either may lead through a pack
             folders.update((spelling, *spelling.parents))
     found = [(folder, record) for folder in sorted(folders) if (record := read_record(folder)) is not None]
     for folder, record in found:

@@ -100,7 +100,7 @@ class Reader:
             except RuntimeError:  # a broken file; what that means is read_image's to say
                 pass
         image = read_image(path)
-        return Picture(*image.size, image if self.name == "pil" else _pixels(image))
+        return Picture(image.width, image.height, image if self.name == "pil" else _pixels(image))
 
     def views(self, pictures: Iterable[tuple[Picture, View]], count: int, sizes: Mapping[str, int]) -> dict[str, Any]:
         """Views by key, each uint8 (count, 3, size, size); for `cuda` what `receive` makes them of.
@@ -183,12 +183,12 @@ def _plain_jpeg(path: str | Path) -> Picture | None:
             known = image.format == "JPEG" and image.mode in ("RGB", "L")
             if not known or short * long > MAX_PIXELS or long > MAX_ASPECT * short:
                 return None
-            size = image.size
+            width, height = image.size
             file.seek(0)
             content = file.read()
     except Exception:  # Pillow's decoders raise whatever a broken file makes them raise
         return None
-    return Picture(*size, _as_tensor(content)) if content.endswith(_END) else None
+    return Picture(width, height, _as_tensor(content)) if content.endswith(_END) else None
 
 
 def _as_tensor(content: bytes) -> Tensor:
@@ -238,4 +238,5 @@ def _unpacked(encoded: Tensor, pieces: Tensor) -> tuple[list[Tensor], list[View]
         part if is_file else part.view(3, height, width)
         for part, (_, is_file, width, height, *_) in zip(parts, rows, strict=True)
     ]
-    return contents, [View(*row[4:8], bool(row[8])) for row in rows]
+    views = [View(left, top, width, height, bool(flip)) for *_, left, top, width, height, flip in rows]
+    return contents, views

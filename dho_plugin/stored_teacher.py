@@ -137,7 +137,8 @@ class _Views(Dataset):
 
     def __getitem__(self, start: int) -> dict[str, Any]:
         chosen = slice(start, start + BATCH)
-        views = [View(*box, bool(flip)) for _, *box, flip in self.names[chosen].tolist()]
+        rows = self.names[chosen].tolist()
+        views = [View(left, top, width, height, bool(flip)) for _, left, top, width, height, flip in rows]
         return self.source.cut(self.indices[chosen].tolist(), views, self.size)
 
 

@@ -238,9 +238,7 @@ def test_a_torchvision_without_its_decoder_is_said_before_the_run(monkeypatch):
     monkeypatch.delattr(readers.torchvision.io, "decode_jpeg")
     check_reader("pil", CPU)
     for reader in ("tensor", "cuda"):
-        with pytest.raises(
-            UsageError, match=rf"INPUT.READER {reader}: torchvision .* decodes no JPEG .*take pil"
-        ):
+        with pytest.raises(UsageError, match=rf"INPUT.READER {reader}: torchvision .* decodes no JPEG .*take pil"):
             check_reader(reader, CPU)
 
 
