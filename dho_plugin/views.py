@@ -169,8 +169,9 @@ def render_into(out: Tensor, image: Image.Image, view: View, interpolation: Inte
     """The same as torchvision's resized_crop and hflip, written to its place in a batch: uint8 (3, size, size)."""
     box = (view.left, view.top, view.left + view.width, view.top + view.height)
     cut = image.crop(box).resize((out.shape[2], out.shape[1]), PILLOW[interpolation.value])
-    channels = np.asarray(cut).transpose(2, 0, 1)
-    np.copyto(out.numpy(), channels[:, :, ::-1] if view.flip else channels)
+    for name, channel in zip("RGB", out.numpy(), strict=True):  # each by itself: faster than turning the axes round
+        pixels = np.frombuffer(cut.tobytes("raw", name), dtype=np.uint8).reshape(channel.shape)
+        channel[:] = pixels[:, ::-1] if view.flip else pixels
 
 
 def center_view(image: Image.Image, size: int, interpolation: InterpolationMode) -> Tensor:
