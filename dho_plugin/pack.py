@@ -11,8 +11,10 @@ import argparse
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -263,11 +265,23 @@ def _packed(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
     if workers == 1 or len(jobs) <= AT_A_TIME:
         yield from map(pack_file, jobs)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
         try:
             yield from pool.map(pack_file, jobs, chunksize=AT_A_TIME)
         finally:  # of an interrupted run, which is not to go on in the background
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when the command is killed, instead of waiting for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # as this runs in a worker
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write(folder: Path, record: dict[str, Any]) -> None:
