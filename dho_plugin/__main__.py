@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "write a finished run as one model: ONNX, torch.export, safetensors, each checked against the run",
     "predict": "classify images with an exported model",
     "data": "look at the data sets below a folder (doctor), or download them (fetch)",
+    "pack": "write shrunk copies of the images of a dataset, for runs that decoding limits",
     "benchmark": "time what is computed once here against the peers' way, results compared first",
     "costs": "measure what the second head costs at inference, and what merging tokens saves",
 }

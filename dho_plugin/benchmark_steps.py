@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .benchmark_text import Row, WholePrompts
+from .benchmark_row import Row
+from .benchmark_text import WholeTowers
 from .cli import build_config, parser
 from .host import build_trainer
 from .prompts import PromptedClassifier
@@ -100,13 +101,20 @@ class Bench:
         for optimizer in trainer._optims.values():
             for group in optimizer.param_groups if optimizer is not None else ():
                 group["lr"] = 0.0
-        if not stored and isinstance(trainer.ce_head, PromptedClassifier):
-            trainer.ce_head.vlm = WholePrompts(trainer.vlm)
-        return trainer
+        return trainer if stored else as_peers(trainer)
 
     def pair(self, name: str, classes: int, batch: int) -> tuple[Any, Any]:
         """The peers' trainer and ours."""
         return tuple(self.trainer(name, classes=classes, batch=batch, stored=stored) for stored in (False, True))
+
+
+def as_peers(trainer: Any) -> Any:
+    """The trainer, whose towers compute all tokens of all layers."""
+    whole = WholeTowers(trainer.vlm)
+    trainer.backbone.vlm = whole
+    if isinstance(trainer.ce_head, PromptedClassifier):
+        trainer.ce_head.vlm = whole
+    return trainer
 
 
 def rows(bench: Bench) -> Iterator[Row]:

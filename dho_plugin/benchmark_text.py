@@ -6,37 +6,18 @@ The peers' way is written out here: every prompt of every class runs through the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from math import nan
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .benchmark_row import Row
 from .classes import ClassList
 from .layers import run_blocks
 from .prompts import PromptedClassifier, PromptLearner
 from .text_memory import GIB, kept_bytes
 from .towers import VLM
-
-TOLERANCE = 1e-5  # of a gradient, relative, in float32
-
-
-class Row(NamedTuple):
-    """Two ways to one result.
-
-    Attributes:
-        peers, ours: calls that do the work and return what is compared, such as features and gradients.
-        wanted: how many times faster ours is to be, None for no demand. scale: how many calls of the peers' do the work
-        of one of ours. compared: whether the results are to be the same.
-    """
-
-    name: str
-    peers: Callable[[], list[Tensor]]
-    ours: Callable[[], list[Tensor]]
-    wanted: float | None
-    scale: float = 1.0
-    compared: bool = True
 
 
 class Memory(NamedTuple):
@@ -48,8 +29,8 @@ class Memory(NamedTuple):
     wanted: float
 
 
-class WholePrompts(nn.Module):
-    """Encoders as CoOp and PromptSRC have them: all tokens of all prompts, up to the longest that the tower reads."""
+class WholeTowers(nn.Module):
+    """Encoders as CoOp and PromptSRC have them: all tokens of all layers, of prompts up to the longest that is read."""
 
     def __init__(self, vlm: VLM) -> None:
         super().__init__()
@@ -57,7 +38,12 @@ class WholePrompts(nn.Module):
 
     def encode_image(self, images: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
         """As VLM.encode_image."""
-        return self.vlm.encode_image(images, prompts)
+        if not prompts:
+            return self.vlm.encode_image(images)
+        vit, x = self.vlm.model.visual, self.vlm.patch_tokens(images)
+        first = [block[0].to(x.dtype).expand(x.shape[0], -1, -1) for block in prompts]
+        length, x = x.shape[1], vit.ln_pre(torch.cat([x, *first], dim=1))
+        return vit.ln_post(run_blocks(vit.transformer, x, [b[1:] for b in prompts], at=length))[:, 0] @ vit.proj
 
     def encode_text_embeddings(
         self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor] = (), shared: int = 1
@@ -73,7 +59,7 @@ class WholePrompts(nn.Module):
 
 def whole_prompts(vlm: VLM, learner: PromptLearner) -> Tensor:
     """Text features (C, width) the peers' way."""
-    return WholePrompts(vlm).encode_text_embeddings(*learner())
+    return WholeTowers(vlm).encode_text_embeddings(*learner())
 
 
 def step(encode: Callable[[], Tensor], learner: PromptLearner) -> list[Tensor]:
@@ -111,14 +97,6 @@ def rows(vlm: VLM, names: list[str]) -> Iterator[Row]:
             return step(classifier.text_features, learner)
 
         yield Row(f"text forward and backward, {name}, C = {len(names)}", peers, ours, wanted)
-
-
-def difference(row: Row) -> float:
-    """The largest relative difference of the two results, tensor by tensor; nan where they are not to be compared."""
-    if not row.compared:
-        return nan
-    pairs = zip(row.peers(), row.ours(), strict=True)
-    return max(float((a - b).norm() / a.norm().clamp_min(1e-12)) for a, b in pairs)
 
 
 def memory(vlm: VLM, names: list[str], few: int) -> Memory:

@@ -57,7 +57,9 @@ SHARED: dict[str, dict[str, Any]] = {
     },
     # at an image that cannot be read: stop, or skip: training takes the next one, up to one file in a thousand (see
     # loaders.BAD_IMAGES); evaluations stop in either case, since a result is over the whole test set
-    "INPUT": {"BAD_IMAGES": "stop"},
+    # READER: how training images are decoded and cut (readers.py): pil, CoOp's pixels; tensor, torchvision, faster and
+    # within a level or two of 255; cuda, on the GPU. Evaluations are pil's in any case
+    "INPUT": {"BAD_IMAGES": "stop", "READER": "pil"},
     # TOKEN_MERGING: tokens that a CLIP ViT merges in each layer when it evaluates (ToMe)
     # TEXT_CHUNK: learned prompts encoded at a time, and once more for the gradient; 0: all, -1: what memory allows
     # COMPILE: a backend of torch.compile, such as inductor, for the image towers in training; empty for none

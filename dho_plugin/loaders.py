@@ -7,25 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
 from .host import Datum
 from .predicting import printable
-from .views import (
-    Order,
-    UnreadableImage,
-    View,
-    ViewPolicy,
-    center_view,
-    draw_view,
-    draw_views,
-    image_key,
-    read_image,
-    render,
-)
+from .readers import CPU, Picture, Reader
+from .views import Order, UnreadableImage, View, ViewPolicy, center_view, draw_view, draw_views, image_key, read_image
 
 # What INPUT.BAD_IMAGES means for training: stop at a file that cannot be read, or let the next image of the order take
 # its place, up to one file in a thousand of the set (one at least, 100 at most). An evaluation is over the whole set.
@@ -46,6 +35,7 @@ class ViewSource:
         paths: image files. root: dataset root, from which images get their identity. sizes, policy, interpolation:
             what to cut. seed: the run's seed. stream: 0 for labelled, 1 for unlabelled images. bad_images: see
             BAD_IMAGES. views: number of views of an image, after which they come again; 0 for one in each pass.
+        reader, device: see readers.Reader.
 
     Attributes:
         unreadable: indices of files that batches passed over, as far as they were counted.
@@ -64,6 +54,8 @@ class ViewSource:
         stream: int,
         bad_images: str = "stop",
         views: int = 0,
+        reader: str = "pil",
+        device: torch.device = CPU,
     ) -> None:
         self.paths = list(paths)
         self.views = views
@@ -71,30 +63,31 @@ class ViewSource:
         self.unreadable: set[int] = set()
         self.allowed = min(100, max(1, len(self.paths) // 1000)) if bad_images == "skip" else 0
         self.root, self.sizes, self.policy, self.interpolation, self.seed = root, sizes, policy, interpolation, seed
+        self.reader = Reader(reader, interpolation, device)
         self.order = Order(len(self.paths), seed=seed, stream=stream)
 
     def batch(self, start: int, count: int) -> dict[str, Any]:
-        """Views at `count` positions of the endless order.
+        """Views at `count` positions of the endless order, for `receive`.
 
         Returns:
             "index": (count,); "img": uint8 (count, 3, s, s) and "img_teacher": uint8 (count, 3, t, t), those of them
-            that `sizes` has; "view": (count,) int64 where `numbers` is set; "skipped": indices of files that were
-            passed over, if there are any. Without sizes no file is opened.
+            that `sizes` has, which under reader cuda `receive` makes; "view": (count,) int64 where `numbers` is set;
+            "skipped": indices of files that were passed over, if there are any. Without sizes no file is opened.
 
         Raises:
             UnreadableImage: see BAD_IMAGES.
         """
-        pixels: dict[str, list[Tensor]] = {}
         skipped: set[int] = set()
         indices, passes = self.order.span(start, count)
-        for row in range(count if any(self.sizes) else 0):
-            indices[row], passes[row], image = self._read(start + row, skipped)
-            view = self.view(int(indices[row]), self.view_pass(int(passes[row])), *image.size)
-            cut = {size: render(image, view, size, self.interpolation) for size in {*self.sizes} if size}
-            for key, size in zip(("img", "img_teacher"), self.sizes, strict=True):
-                if size:
-                    pixels.setdefault(key, []).append(cut[size])
-        batch = {key: torch.stack(views) for key, views in pixels.items()}
+
+        def pictures() -> Iterator[tuple[Picture, View]]:
+            for row in range(count):
+                indices[row], passes[row], picture = self._read(start + row, skipped)
+                pass_ = self.view_pass(int(passes[row]))
+                yield picture, self.view(int(indices[row]), pass_, picture.width, picture.height)
+
+        sizes = {key: size for key, size in zip(("img", "img_teacher"), self.sizes, strict=True) if size}
+        batch = self.reader.views(pictures(), count, sizes) if sizes else {}
         batch["index"] = torch.from_numpy(indices)
         if self.numbers is not None:
             batch["view"] = torch.from_numpy(self.numbers[self.view_pass(passes), indices])
@@ -127,12 +120,12 @@ class ViewSource:
         keys = np.array([image_key(self.paths[index], self.root) for index in each.tolist()], dtype=np.uint64)[at]
         return draw_views(widths, heights, self.policy, seed=self.seed, keys=keys, passes=passes)
 
-    def _read(self, position: int, skipped: set[int]) -> tuple[int, int, Image.Image]:
+    def _read(self, position: int, skipped: set[int]) -> tuple[int, int, Picture]:
         """(index, pass, image) at a position or, where its file cannot be read, at the next one that can be."""
         while True:
             index, pass_ = self.order[position]
             try:
-                return index, pass_, read_image(self.paths[index])
+                return index, pass_, self.reader.open(self.paths[index])
             except UnreadableImage:
                 if not self.allowed or len(self.paths) == 1:
                     raise
@@ -148,17 +141,20 @@ class ViewSource:
                 f"passes over {self.allowed} at most: replace the files or remove them from the split"
             )
 
-    def count(self, batch: dict[str, Any]) -> None:
-        """Take "skipped" out of a batch and count it here, in the main process, whichever worker made the batch.
+    def receive(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch as the main process uses it, whichever worker made it: "skipped" taken out and counted, images cut.
 
         Raises:
-            UnreadableImage: more files than BAD_IMAGES allows.
+            UnreadableImage: more files than BAD_IMAGES allows; a file that reader cuda finds broken only here.
         """
         for index in batch.pop("skipped", torch.tensor([])).tolist():
             if index not in self.unreadable:
                 self.unreadable.add(index)
                 print(f"Passed over, since it cannot be read: {printable(self.paths[index])}")
         self._check(self.unreadable)
+        if any(self.sizes):
+            self.reader.receive(batch, [self.paths[index] for index in batch["index"].tolist()])
+        return batch
 
 
 class StepBatches(Dataset):
@@ -191,11 +187,11 @@ class StepBatches(Dataset):
         """Whether a batch needs pixels."""
         return any(any(source.sizes) for source in (self.labeled, self.unlabeled) if source is not None)
 
-    def counted(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch, after both sources have counted in it the files that were passed over."""
-        self.labeled.count(batch)
+    def receive(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """See ViewSource.receive; of both sources."""
+        self.labeled.receive(batch)
         if self.unlabeled is not None:
-            self.unlabeled.count(batch["unlabeled"])
+            self.unlabeled.receive(batch["unlabeled"])
         return batch
 
     def unreadable(self) -> list[str]:
@@ -228,7 +224,7 @@ class EpochLoader:
         loader = DataLoader(
             self.batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=self.pin_memory
         )
-        return map(self.batches.counted, loader)
+        return map(self.batches.receive, loader)
 
 
 class TestImages(Dataset):

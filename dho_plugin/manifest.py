@@ -17,6 +17,7 @@ from ._version import __version__
 from .datasets.split_cache import VAL_SHOTS
 from .host import HOST
 from .leaks import overlaps
+from .packed import pack_of, packed_line
 from .runs import is_run
 from .split_record import below, digest, write_split, write_whole
 
@@ -38,6 +39,7 @@ def begin(
     """
     folder, root = Path(cfg.OUTPUT_DIR), cfg.DATASET.ROOT
     pool = _unlabeled(batches)
+    packed = packed_part(dataset, pool)
     taught = teacher_part(teacher_name, teacher) if teacher is not None else None
     shared = shared_images(dataset, pool)
     transductive = _seen_test(cfg, shared["test & unlabeled"]) or bool(taught and taught.get("transductive"))
@@ -54,6 +56,7 @@ def begin(
             "validation": validation,
             "test": labeled_part(dataset.test or [], root),
             "in_two_sets": shared,
+            "packed": packed,
             "transductive": transductive,
             "interpolation": None,
             "teacher": taught,
@@ -192,6 +195,15 @@ def versions() -> dict[str, str | None]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
+    return found
+
+
+def packed_part(dataset: Any, pool: Sequence[str]) -> dict[str, Any] | None:
+    """The pack that a run's images are from (packed.py), which is printed; None where they are originals."""
+    sets = (dataset.train_x, dataset.val, dataset.test)
+    found = pack_of([*pool, *(item.impath for items in sets for item in items or [])])
+    if found is not None:
+        print(packed_line(found))
     return found
 
 

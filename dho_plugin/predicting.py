@@ -143,6 +143,9 @@ def open_rgb(path: str | Path) -> Image.Image:
             if values.min() < 0 or values.max() > 65535:
                 raise Refused("its pixels are integers of more than 16 bits: save it with 8 bits")
             return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+        if image.mode == "RGB":
+            image.load()
+            return image  # convert would copy it
         return image.convert("RGB")
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,10 +20,11 @@ from .errors import UsageError
 from .loaders import ViewSource
 from .precision import Precision
 from .predicting import progress
+from .readers import Picture
 from .store import VIEW, Contents, Model, Store, same_views, view_records, weights_hash
 from .text_memory import GIB, free_bytes
 from .towers import VLM
-from .views import View, read_image, render
+from .views import View
 
 BATCH = 64  # views that are computed at a time
 SHARE = 0.25  # of the free memory that a run's features may take; beyond it they are read from disk in each step
@@ -34,7 +34,8 @@ class StoredFeatures:
     """The image features of a frozen CLIP model, of views by their numbers.
 
     Args:
-        root: folder of all stores. vlm: the model, as it computes in this run. interpolation: by which views are cut.
+        root: folder of all stores. vlm: the model, as it computes in this run. interpolation: readers.recipe of the
+            views, which is part of them.
         precision: how the run computes.
 
     Attributes:
@@ -137,35 +138,37 @@ class _Job(NamedTuple):
 
 
 class _Views(Dataset):
-    """Item `start`: for each job the numbers (k,) of views that it lacks, and these, uint8 (k, 3, size, size)."""
+    """Item `start`: views from there on, together those that the same jobs lack: numbers (k,), and views by job."""
 
     def __init__(
         self, sources: Sequence[ViewSource], names: np.ndarray, files: np.ndarray, jobs: Sequence[_Job]
     ) -> None:
-        self.sources, self.names, self.files = sources, names, files
-        self.jobs = [(job.lacking, job.reader.vlm.image.size) for job in jobs]
-        self.rows = np.flatnonzero(np.any([job.lacking for job in jobs], axis=0))
-        self._last: tuple[int, Image.Image] | None = None
+        self.sources, self.names, self.files, self.reader = sources, names, files, sources[0].reader
+        self.lacking = np.stack([job.lacking for job in jobs])
+        self.sizes = [job.reader.vlm.image.size for job in jobs]
+        self.rows = np.flatnonzero(self.lacking.any(axis=0))
 
-    def __getitem__(self, start: int) -> list[tuple[Tensor, Tensor]]:
+    def __getitem__(self, start: int) -> list[tuple[Tensor, dict[str, Any]]]:
         chosen = self.rows[start : start + BATCH]
-        found: list[list[Tensor]] = [[] for _ in self.jobs]
-        for row in chosen.tolist():
-            for (lacking, size), views in zip(self.jobs, found, strict=True):
-                if lacking[row]:
-                    views.append(self._view(row, size))
-        return [
-            (torch.from_numpy(chosen[lacking[chosen]]), torch.stack(views) if views else torch.empty(0))
-            for (lacking, _), views in zip(self.jobs, found, strict=True)
-        ]
+        found = []
+        for pattern in np.unique(self.lacking[:, chosen], axis=1).T:
+            rows = chosen[(pattern == self.lacking[:, chosen].T).all(axis=1)]
+            sizes = {str(job): self.sizes[job] for job in np.flatnonzero(pattern).tolist()}
+            found.append((torch.from_numpy(rows), self.reader.views(self._pictures(rows.tolist()), len(rows), sizes)))
+        return found
 
-    def _view(self, row: int, size: int) -> Tensor:
-        content, left, top, width, height, flip = self.names[row].tolist()
+    def path(self, row: int) -> str:
+        """A file that has the view of a number."""
         part, index = self.files[row].tolist()
-        source = self.sources[part]
-        if self._last is None or self._last[0] != content:  # views of an image stand together
-            self._last = content, read_image(source.paths[index])
-        return render(self._last[1], View(left, top, width, height, bool(flip)), size, source.interpolation)
+        return self.sources[part].paths[index]
+
+    def _pictures(self, rows: Sequence[int]) -> Iterator[tuple[Picture, View]]:
+        last: tuple[int, Picture] | None = None
+        for row in rows:
+            content, left, top, width, height, flip = self.names[row].tolist()
+            if last is None or last[0] != content:  # views of an image stand together
+                last = content, self.reader.open(self.path(row))
+            yield last[1], View(left, top, width, height, bool(flip))
 
 
 def _fill(jobs: Sequence[_Job], views: _Views, workers: int) -> None:
@@ -196,9 +199,10 @@ def _computed(jobs: Sequence[_Job], views: _Views, workers: int) -> Iterator[Non
     starts = range(0, len(views.rows), BATCH)
     loader = DataLoader(views, batch_size=None, sampler=starts, num_workers=min(workers, len(starts)))
     for start, parts in zip(starts, loader, strict=True):
-        for job, (rows, images) in zip(jobs, parts, strict=True):
-            if len(rows):
-                job.reader.add(views.names[rows.numpy()], images)
+        for rows, batch in parts:
+            views.reader.receive(batch, [views.path(row) for row in rows.tolist()])
+            for job, images in batch.items():
+                jobs[int(job)].reader.add(views.names[rows.numpy()], images)
         yield from views.rows[start : start + BATCH]
 
 

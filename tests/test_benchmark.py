@@ -9,7 +9,8 @@ import tiny
 import torch
 
 from dho_plugin import benchmark, benchmark_text
-from dho_plugin.benchmark_text import Row, difference, memory, rows, whole_prompts
+from dho_plugin.benchmark_row import Row, difference
+from dho_plugin.benchmark_text import memory, rows, whole_prompts
 from dho_plugin.errors import UsageError
 from dho_plugin.vlm import imagenet_classnames, load_vlm
 
@@ -65,6 +66,7 @@ def test_results_that_differ_are_an_error(monkeypatch, vlm, capsys):
     wrong = Row("wrong", lambda: [one], lambda: [one * 1.001], 2.0)
     monkeypatch.setattr(benchmark, "random_vlm", lambda name: vlm)
     monkeypatch.setattr(benchmark, "rows", lambda vlm, names: iter([wrong]))
+    monkeypatch.setattr(benchmark, "input_rows", lambda folder: iter([]))
     assert benchmark.main(["--quick"]) == 1
     assert "wrong: the results differ" in capsys.readouterr().err
 

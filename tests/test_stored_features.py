@@ -127,7 +127,7 @@ def test_no_pixels_are_made_that_nobody_looks_at(workspace, tmp_path, monkeypatc
     trainer = runs.make(workspace, name, tmp_path / "a", "", f"STORE.DIR {tmp_path / 'store'}")
     trainer.before_train()
     opened = []
-    monkeypatch.setattr("dho_plugin.loaders.read_image", lambda path: opened.append(path) or read_image(path))
+    monkeypatch.setattr("dho_plugin.readers.read_image", lambda path: opened.append(path) or read_image(path))
     batch = trainer.train_loader_x.batches[1]
     assert set(batch) == {"index", "view", "label", "domain", "unlabeled"} | keys
     assert set(batch["unlabeled"]) == {"index", "view"} | keys

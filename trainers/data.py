@@ -13,6 +13,7 @@ from ..errors import UsageError, did_you_mean
 from ..loaders import EpochLoader, Sizes, StepBatches, TestImages, ViewSource
 from ..pool import unlabeled_paths
 from ..predicting import printable
+from ..readers import check_reader
 from ..views import INTERPOLATIONS, ViewPolicy
 from .section import views_of_an_image
 
@@ -32,6 +33,8 @@ class DataManager:
         self.num_classes, self.lab2cname = dataset.num_classes, dataset.lab2cname
         self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         self.pin_memory = torch.cuda.is_available() and cfg.USE_CUDA
+        self.device = torch.device("cuda" if self.pin_memory else "cpu")
+        check_reader(cfg.INPUT.READER, self.device)
         self.interpolation = INTERPOLATIONS[cfg.INPUT.INTERPOLATION]
         self.policy = view_policy(cfg.INPUT)
         self.val_loader = self.evaluation_loader(dataset.val) if dataset.val else None
@@ -109,6 +112,8 @@ class DataManager:
             stream=stream,
             bad_images=self.cfg.INPUT.BAD_IMAGES,
             views=views_of_an_image(self.cfg)[stream],
+            reader=self.cfg.INPUT.READER,
+            device=self.device,
         )
 
 

@@ -15,6 +15,7 @@ from ..interpolation import SOURCES, Interpolation
 from ..losses import DualHeadLoss, dual_head_loss
 from ..pool import FEW, POOLS, TEST_COPIES, unlabeled_paths
 from ..precision import Precision
+from ..readers import READERS
 from ..runs import is_run
 from ..stored_features import StoredFeatures
 from ..stored_teacher import StoredTeacher
@@ -44,6 +45,7 @@ def check_dataset(cfg: Any) -> None:
     """Raise UsageError for a value of DATASET or STORE that cannot be meant."""
     check_choice("DATASET.FEW", cfg.DATASET.FEW, FEW)
     check_choice("DATASET.TEST_COPIES", cfg.DATASET.TEST_COPIES, TEST_COPIES)
+    check_choice("INPUT.READER", cfg.INPUT.READER, READERS)
     check_template("DATASET.TEMPLATE (--template)", single_prompt(cfg))
     for key, least, or_ in (("VIEWS", 0, ""), ("LABELED_VIEWS", -1, ", -1 for as many as STORE.VIEWS")):
         if cfg.STORE[key] < least:

@@ -83,8 +83,7 @@ class TipAdapterF(MethodTrainer):
         wanted = self.cfg.TRAINER.TIPADAPTER.VIEWS * len(labels)
         total = torch.zeros(len(labels), self.student.width, device=self.device)
         for start in tqdm(range(0, wanted, BATCH), disable=None, desc="cache"):
-            batch = source.batch(start, min(BATCH, wanted - start))
-            source.count(batch)
+            batch = source.receive(source.batch(start, min(BATCH, wanted - start)))
             with self.precision.autocast():
                 features = F.normalize(self.features(batch), dim=-1)
             total.index_add_(0, batch["index"].to(self.device), features)
