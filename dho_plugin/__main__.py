@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "classify images with an exported model",
     "data": "look at the data sets below a folder (doctor), or download them (fetch)",
     "benchmark": "time what is computed once here against the peers' way, results compared first",
+    "estimate": "say what a run would cost before it: FLOPs, memory, bytes stored, hours on a named GPU",
     "costs": "measure what the second head costs at inference, and what merging tokens saves",
 }
 
