@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from .counting import TEXT, Step, count_step, count_whole_text
 from .errors import UsageError
 from .estimate_costs import GPU, GPUS, cost_on, flops_of, memory_of, run_of, store_of
 from .estimate_text import report
-from .host import TRAINER_REGISTRY, build_trainer, set_random_seed
+from .host import TRAINER_REGISTRY, build_trainer, save_checkpoint, set_random_seed
 from .imagined import can_imagine, imagined, is_there
 from .loaders import ViewSource
 from .prompts import PromptedClassifier
@@ -84,8 +85,8 @@ def estimate(cfg: Any, args: argparse.Namespace) -> dict[str, Any]:
     if not hasattr(kind, "learned"):
         raise UsageError(f"{cfg.TRAINER.NAME} is none of our trainers: its step cannot be taken apart")
     gpu = GPUS[args.gpu] if args.gpu else None
-    with _quietly(), weightless():
-        trainer, batch = _built(_without_weights(cfg, kind), there)
+    with _after_stage_one(cfg, args, there) as behind, _quietly(), weightless():
+        trainer, batch = _built(_without_weights(behind, kind), there)
         _say("counting a step")
         step = _counted(trainer, batch, cfg.MODEL.TEXT_CHUNK, gpu)
         whole = count_whole_text(trainer)
@@ -132,6 +133,29 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         precision.HALF_DEVICES = devices
+
+
+@contextmanager
+def _after_stage_one(cfg: Any, args: argparse.Namespace, there: bool) -> Iterator[Any]:
+    """The configuration of a stage two behind zeros of the shapes that its stage one would learn."""
+    stage_one = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "stage_one", "")
+    if not stage_one or cfg.TRAINER.CASPL.BOOSTING:
+        yield cfg
+        return
+    with TemporaryDirectory() as folder:
+        first = configuration(cli.stage_one_flags(args, stage_one, folder))
+        with _quietly(), weightless():
+            trainer, _ = _built(_without_weights(first, TRAINER_REGISTRY.get(stage_one)), there)
+            parts = {name: part.state_dict() for name, part in trainer.learned().items()}
+        with _quietly():
+            for name, state in parts.items():
+                zeros = {key: torch.zeros(value.shape) for key, value in state.items()}
+                save_checkpoint({"state_dict": zeros, "epoch": 1}, str(Path(folder, name)))
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.TRAINER.CASPL.BOOSTING = folder
+        cfg.freeze()
+        yield cfg
 
 
 def _without_weights(cfg: Any, kind: Any) -> Any:

@@ -63,7 +63,7 @@ def _flops(found: dict[str, Any]) -> Table:
             if any(flops[way][key] for way in WAYS):
                 lines.append((f"{NAMES[part]}, {direction}", *(_digits(flops[way][key] / scale) for way in WAYS)))
     lines.append(("a step", *(_digits(totals[way] / scale) for way in WAYS)))
-    lines.append(("peers' over it", *(f"{totals['peers'] / max(1, totals[way]):.1f}" for way in WAYS)))
+    lines.append(("peers' over it", *(_digits(totals["peers"] / max(1, totals[way])) for way in WAYS)))
     return Table((f"{unit} a step", *WAYS.values()), tuple(lines))
 
 
@@ -134,7 +134,7 @@ def amount(size: float) -> str:
 def _digits(value: float) -> str:
     if not value:
         return "-"
-    return f"{value:,.1f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.2g}"
 
 
 def _time(hours: float) -> str:
