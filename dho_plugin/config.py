@@ -61,9 +61,11 @@ SHARED: dict[str, dict[str, Any]] = {
     # TOKEN_MERGING: tokens that a CLIP ViT merges in each layer when it evaluates (ToMe)
     # TEXT_CHUNK: learned prompts encoded at a time, and once more for the gradient; 0: all, -1: what memory allows
     "MODEL": {"TOKEN_MERGING": 0, "TEXT_CHUNK": -1},
-    # DIR: folder where a zero-shot teacher's features of the views are kept and read from; empty for none
+    # DIR: folder where what frozen models say of the views is kept and read from: a zero-shot teacher's features, those
+    # of a student whose image tower is frozen, PromptSRC's frozen reference; empty for none
     # VIEWS: views of an image, after which they come again; 0 for a fresh one in each pass, the paper's recipe
-    "STORE": {"DIR": "", "VIEWS": 0},
+    # LABELED_VIEWS: the same for labelled images, which few labels show much more often; -1: as VIEWS
+    "STORE": {"DIR": "", "VIEWS": 0, "LABELED_VIEWS": -1},
     "TRAINER.DHO": {
         "LAMBDA": 0.5,  # weight of the supervised loss
         "ZETA": 0.01,  # softmax temperature of the teacher and of the cosine KD head

@@ -14,8 +14,18 @@ from torchvision.transforms import InterpolationMode
 
 from .host import Datum
 from .predicting import printable
-from .store import view_records
-from .views import Order, UnreadableImage, View, ViewPolicy, center_view, draw_view, image_key, read_image, render
+from .views import (
+    Order,
+    UnreadableImage,
+    View,
+    ViewPolicy,
+    center_view,
+    draw_view,
+    draw_views,
+    image_key,
+    read_image,
+    render,
+)
 
 # What INPUT.BAD_IMAGES means for training: stop at a file that cannot be read, or let the next image of the order take
 # its place, up to one file in a thousand of the set (one at least, 100 at most). An evaluation is over the whole set.
@@ -23,9 +33,9 @@ BAD_IMAGES = ("stop", "skip")
 
 
 class Sizes(NamedTuple):
-    """Resolutions in pixels of the student's and of the teacher's view; no teacher view is made for None."""
+    """Resolutions in pixels of the student's and of the teacher's view; for None none is made."""
 
-    student: int
+    student: int | None
     teacher: int | None = None
 
 
@@ -39,7 +49,7 @@ class ViewSource:
 
     Attributes:
         unreadable: indices of files that batches passed over, as far as they were counted.
-        images: hashes of the files' contents, where batches are to name their views (store.py); None where not.
+        numbers: (passes, images) int64, by which batches call views whose features are stored; None where none are.
     """
 
     def __init__(
@@ -57,7 +67,7 @@ class ViewSource:
     ) -> None:
         self.paths = list(paths)
         self.views = views
-        self.images: np.ndarray | None = None
+        self.numbers: np.ndarray | None = None
         self.unreadable: set[int] = set()
         self.allowed = min(100, max(1, len(self.paths) // 1000)) if bad_images == "skip" else 0
         self.root, self.sizes, self.policy, self.interpolation, self.seed = root, sizes, policy, interpolation, seed
@@ -67,42 +77,55 @@ class ViewSource:
         """Views at `count` positions of the endless order.
 
         Returns:
-            "img": uint8 (count, 3, s, s); "img_teacher": uint8 (count, 3, t, t) if asked for; "index": (count,);
-            "skipped": indices of files that were passed over, if there are any; "view": (count, 17) uint8, the
-            views' names in a store, where `images` is set: the teacher's view is then not made.
+            "index": (count,); "img": uint8 (count, 3, s, s) and "img_teacher": uint8 (count, 3, t, t), those of them
+            that `sizes` has; "view": (count,) int64 where `numbers` is set; "skipped": indices of files that were
+            passed over, if there are any. Without sizes no file is opened.
 
         Raises:
             UnreadableImage: see BAD_IMAGES.
         """
-        student, teacher, indices, views = [], [], [], []
+        pixels: dict[str, list[Tensor]] = {}
         skipped: set[int] = set()
-        for position in range(start, start + count):
-            index, pass_, image = self._read(position, skipped)
-            view = self.view(index, self.view_pass(pass_), *image.size)
-            views.append(view)
-            student.append(render(image, view, self.sizes.student, self.interpolation))
-            if self.sizes.teacher is not None and self.images is None:
-                same = self.sizes.teacher == self.sizes.student
-                teacher.append(student[-1] if same else render(image, view, self.sizes.teacher, self.interpolation))
-            indices.append(index)
-        batch = {"img": torch.stack(student), "index": torch.tensor(indices)}
-        if teacher:
-            batch["img_teacher"] = torch.stack(teacher)
-        if self.images is not None:
-            names = view_records(self.images[indices].tolist(), views)
-            batch["view"] = torch.from_numpy(names.view(np.uint8).reshape(count, -1))
+        indices, passes = self.order.span(start, count)
+        for row in range(count if any(self.sizes) else 0):
+            indices[row], passes[row], image = self._read(start + row, skipped)
+            view = self.view(int(indices[row]), self.view_pass(int(passes[row])), *image.size)
+            cut = {size: render(image, view, size, self.interpolation) for size in {*self.sizes} if size}
+            for key, size in zip(("img", "img_teacher"), self.sizes, strict=True):
+                if size:
+                    pixels.setdefault(key, []).append(cut[size])
+        batch = {key: torch.stack(views) for key, views in pixels.items()}
+        batch["index"] = torch.from_numpy(indices)
+        if self.numbers is not None:
+            batch["view"] = torch.from_numpy(self.numbers[self.view_pass(passes), indices])
         if skipped:
             batch["skipped"] = torch.tensor(sorted(skipped))
         return batch
 
-    def view_pass(self, pass_: int) -> int:
-        """The pass whose views a pass sees."""
+    def view_pass(self, pass_: Any) -> Any:
+        """The pass, or array of passes, whose views a pass sees."""
         return pass_ % self.views if self.views else pass_
 
     def view(self, index: int, pass_: int, width: int, height: int) -> View:
         """The view of an image of width x height pixels in a pass of view_pass."""
         key = image_key(self.paths[index], self.root)
         return draw_view(width, height, self.policy, seed=self.seed, key=key, pass_=pass_)
+
+    def needed(self, positions: int) -> np.ndarray:
+        """Which views the first `positions` of the order ask for: (passes, images) bool."""
+        whole, rest = divmod(positions, len(self.paths))
+        passes = whole + bool(rest)
+        found = np.zeros((min(passes, self.views or passes), len(self.paths)), dtype=bool)
+        found[:whole] = True
+        if rest and whole < len(found):
+            found[whole, self.order.span(whole * len(self.paths), rest)[0]] = True
+        return found
+
+    def boxes(self, indices: np.ndarray, passes: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
+        """The views of many images at once: (n, 5) as draw_views has them; all arguments (n,)."""
+        each, at = np.unique(indices, return_inverse=True)
+        keys = np.array([image_key(self.paths[index], self.root) for index in each.tolist()], dtype=np.uint64)[at]
+        return draw_views(widths, heights, self.policy, seed=self.seed, keys=keys, passes=passes)
 
     def _read(self, position: int, skipped: set[int]) -> tuple[int, int, Image.Image]:
         """(index, pass, image) at a position or, where its file cannot be read, at the next one that can be."""
@@ -164,6 +187,10 @@ class StepBatches(Dataset):
             batch["unlabeled"] = self.unlabeled.batch(step * self.unlabeled_size, self.unlabeled_size)
         return batch
 
+    def reads_files(self) -> bool:
+        """Whether a batch needs pixels."""
+        return any(any(source.sizes) for source in (self.labeled, self.unlabeled) if source is not None)
+
     def counted(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch, after both sources have counted in it the files that were passed over."""
         self.labeled.count(batch)
@@ -197,8 +224,9 @@ class EpochLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         steps = range(self.epoch * self.steps, (self.epoch + 1) * self.steps)
+        workers = self.workers if self.batches.reads_files() else 0  # a process would cost more than it does
         loader = DataLoader(
-            self.batches, batch_size=None, sampler=steps, num_workers=self.workers, pin_memory=self.pin_memory
+            self.batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=self.pin_memory
         )
         return map(self.batches.counted, loader)
 

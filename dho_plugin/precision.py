@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 import torch
@@ -46,8 +46,31 @@ class Precision:
         return torch.autocast(self.device_type, dtype=torch.float16, enabled=self.name != "fp32")
 
     def backward_and_update(self, loss: Tensor, optimizers: Iterable[Optimizer]) -> None:
-        """Backward pass and one step of each optimiser; gradients must have been cleared."""
+        """Backward pass and one step of each optimiser; gradients must have been cleared.
+
+        Raises:
+            FloatingPointError: the loss is not finite; no parameter has changed.
+        """
+        finite = read_later(torch.isfinite(loss.detach()).all())
         self.scaler.scale(loss).backward()
+        if not finite():
+            raise FloatingPointError("Loss is infinite or NaN!")
         for optimizer in optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
+
+
+def read_later(flag: Tensor) -> Callable[[], bool]:
+    """A flag that is on its way from the device: the call waits for it alone, and not for what was begun after it."""
+    if flag.device.type != "cuda":
+        return lambda: bool(flag)
+    here = torch.empty_like(flag, device="cpu", pin_memory=True)
+    here.copy_(flag, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> bool:
+        arrived.synchronize()
+        return bool(here)
+
+    return wait

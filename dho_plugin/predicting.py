@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -37,6 +37,7 @@ SECONDS_BETWEEN_LINES = 5.0
 MAX_PIXELS = 178_956_970  # of an image, 0.5 GiB as RGB: where Pillow too refuses to decode, unless told otherwise
 MAX_ASPECT = 500  # longer over shorter side: brought to a shorter side of 448, such an image has 100 million pixels
 
+Record = TypeVar("Record")
 Model = Callable[[np.ndarray], dict[str, np.ndarray]]  # uint8 (N, 3, size, size) -> output (N, C) by name
 
 
@@ -269,7 +270,7 @@ def write_json(records: Iterable[dict[str, Any]], out: TextIO, config: dict[str,
 FORMATS = {"text": write_text, "csv": write_csv, "json": write_json}
 
 
-def progress(records: Iterable[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
+def progress(records: Iterable[Record], total: int) -> Iterator[Record]:
     """Pass records on and say on stderr how far it is: a bar in a terminal, else a line now and then."""
     if sys.stderr.isatty():
         try:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from .host import TRAINER_REGISTRY
 from .runs import is_run
 from .saved import flatten
-from .trainers.section import single_prompt
+from .trainers.section import single_prompt, views_of_an_image
 
 
 class Choice(NamedTuple):
@@ -108,7 +108,8 @@ def _protocol(cfg: Any) -> Iterator[tuple[str, str]]:
     )
     warmup = f"{optim.WARMUP_EPOCH} warm-up epoch(s), then " if optim.WARMUP_EPOCH > 0 else ""
     yield "optimiser", f"{optim.NAME}, rate {optim.LR}, decay {optim.WEIGHT_DECAY}; {warmup}{optim.LR_SCHEDULER}"
-    again = f", {cfg.STORE.VIEWS} of an image and then these again (a deviation)" if cfg.STORE.VIEWS else ""
+    kinds = zip(("labelled", "unlabelled"), views_of_an_image(cfg), strict=True)
+    again = "".join(f", {k} of each {kind} image and then these again (a deviation)" for kind, k in kinds if k)
     cut = f"{', '.join(cfg.INPUT.TRANSFORMS)} (scale {tuple(cfg.INPUT.RRCROP_SCALE)})"
     yield "views", f"{cut}{again}; test: centre crop"
     if distils and not two_heads:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor, nn
 
 from .errors import UsageError
 from .host import TRAINER_REGISTRY, cfg_default, load_checkpoint
@@ -173,3 +174,24 @@ def best_so_far(cfg: Any, names: list[str]) -> float | None:
     """Validation result of the best model saved so far, which Dassl forgets when it resumes; None for none."""
     path = Path(cfg.RESUME or cfg.OUTPUT_DIR) / (names[0] if names else "-") / "model-best.pth.tar"
     return load_checkpoint(str(path))["val_result"] if path.is_file() else None
+
+
+def load_part(path: str, module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a learned part; what else the state holds is left alone.
+
+    Args:
+        path: where the state comes from, for messages.
+
+    Raises:
+        UsageError: it lacks something, or has it in another shape.
+    """
+    wanted = module.state_dict()
+    missing = sorted(key for key in set(wanted) - set(state) if not key.endswith("_extra_state"))
+    if missing:
+        raise UsageError(f"{path} holds no {missing[0]!r}: it was saved by another trainer")
+    try:
+        module.load_state_dict({key: state.get(key, value) for key, value in wanted.items()})
+    except RuntimeError as error:
+        raise UsageError(
+            f"{path} does not fit this model; were the options others when it was trained? {error}"
+        ) from error

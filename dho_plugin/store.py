@@ -14,7 +14,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,9 @@ from torch import Tensor
 
 from .errors import UsageError
 from .hashing import hash64
+from .predicting import progress
 from .split_record import write_whole
-from .views import View, read_image
+from .views import image_size
 
 META = "store.json"
 # One view of one image: 64 bits of a hash of the file's bytes, the box in its pixels, mirrored or not.
@@ -36,6 +38,7 @@ VIEW = np.dtype(
 FILE = np.dtype(
     [("path", "<u8"), ("size", "<u8"), ("changed", "<i8"), ("image", "<u8"), ("width", "<u4"), ("height", "<u4")]
 )
+THREADS, PORTION = 8, 4096  # that read image files at a time; files after which what was learned is written down
 
 
 class Model(NamedTuple):
@@ -74,16 +77,31 @@ def weights_hash(module: torch.nn.Module) -> str:
     return found.hexdigest()
 
 
-def view_records(images: Sequence[int], views: Iterable[View]) -> np.ndarray:
+def view_records(images: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Entries' names: (n,) of dtype VIEW.
+
+    Args:
+        images: (n,) hashes of the files' bytes. boxes: (n, 5), see views.draw_views.
 
     Raises:
         UsageError: an image of more than 65,535 pixels a side, whose boxes have no room.
     """
-    rows = [(image, *view) for image, view in zip(images, views, strict=True)]
-    if any(max(row[1:5]) > np.iinfo(np.uint16).max for row in rows):
+    if boxes.max(initial=0) > np.iinfo(np.uint16).max:
         raise UsageError("an image of more than 65,535 pixels a side: its views cannot be stored")
-    return np.array(rows, dtype=VIEW)
+    records = np.empty(len(images), dtype=VIEW)
+    for name, column in zip(VIEW.names or (), (images, *np.asarray(boxes).T), strict=True):
+        records[name] = column
+    return records
+
+
+def same_views(views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ones of (n,) views, those of an image together, and where among them each of the n is: (n,)."""
+    order = np.lexsort([views[name] for name in reversed(VIEW.names or ())])
+    in_order = views[order]
+    first = np.append(True, in_order[1:] != in_order[:-1])[: len(views)]
+    at = np.empty(len(views), dtype=np.int64)
+    at[order] = np.cumsum(first) - 1
+    return in_order[first], at
 
 
 class Store:
@@ -130,13 +148,10 @@ class Store:
                 self._features.append(features[:whole])
                 names.append(views[:whole])
         self._starts = np.cumsum([0, *map(len, names)])
-        self._names = np.concatenate(names) if names else np.empty(0, VIEW)
-        hashes = _hashes(self._names)
-        self._order = np.argsort(hashes, kind="stable")
-        self._sorted = hashes[self._order]
+        self._index = _Index(np.concatenate(names) if names else np.empty(0, VIEW), VIEW.names or ())
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._index.records)
 
     def rows(self, wanted: np.ndarray) -> np.ndarray:
         """Where entries are: (n,) int64, -1 for one that is not there.
@@ -144,14 +159,7 @@ class Store:
         Args:
             wanted: (n,) of dtype VIEW.
         """
-        found = np.full(len(wanted), -1)
-        if not len(self):
-            return found
-        at = np.searchsorted(self._sorted, _hashes(wanted))
-        candidates = self._order[np.minimum(at, len(self) - 1)]
-        same = self._names[candidates] == wanted  # by name, so that equal hashes of others do no harm
-        found[same] = candidates[same]
-        return found
+        return self._index.rows(wanted)
 
     def read(self, rows: np.ndarray) -> Tensor:
         """Features (n, width), in the dtype that is kept; rows as `rows` gives them, none of them -1."""
@@ -185,16 +193,32 @@ class Store:
             raise UsageError(f"cannot write to {self.folder}: {error}") from error
 
 
-class Content(NamedTuple):
-    """What a view needs to know of an image file: 64 bits of a hash of its bytes; width and height in pixels."""
+class _Index:
+    """Where records are by some of their fields; by name, so that equal hashes of others do no harm."""
 
-    image: int
-    width: int
-    height: int
+    def __init__(self, records: np.ndarray, fields: Sequence[str]) -> None:
+        self.records, self.fields = records, list(fields)
+        hashes = self._hashes(records)
+        self._order = np.argsort(hashes, kind="stable")
+        self._sorted = hashes[self._order]
+
+    def _hashes(self, records: np.ndarray) -> np.ndarray:
+        return hash64(*(records[field] for field in self.fields))
+
+    def rows(self, wanted: np.ndarray) -> np.ndarray:
+        """(n,) int64, -1 for a record that is not there."""
+        found = np.full(len(wanted), -1)
+        if not len(self.records):
+            return found
+        at = np.searchsorted(self._sorted, self._hashes(wanted))
+        candidates = self._order[np.minimum(at, len(self.records) - 1)]
+        same = np.logical_and.reduce([self.records[field][candidates] == wanted[field] for field in self.fields])
+        found[same] = candidates[same]
+        return found
 
 
 class Contents:
-    """What files hold, read once for each size and time of change of a file.
+    """What image files hold, read once for each size and time of change of a file.
 
     Args:
         root: the stores' folder.
@@ -204,30 +228,46 @@ class Contents:
         self.folder = Path(root).expanduser() / "files"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._own = self.folder / f"{os.getpid()}-{time.time_ns():x}.files"
-        records = [_records(path, FILE) for path in sorted(self.folder.glob("*.files"))]
-        known = np.concatenate(records).tolist() if records else []
-        self._known = {row[:3]: Content(*row[3:]) for row in known}
 
-    def of(self, paths: Sequence[str]) -> list[Content]:
-        """The content of each file.
+    def of(self, paths: Sequence[str]) -> np.ndarray:
+        """The content of each file: (n,) of dtype FILE. Files not seen before are read, and their progress is said.
 
         Raises:
             UnreadableImage: a file is no image.
         """
-        found, new = [], []
-        for path in paths:
-            status = os.stat(path)
-            place = int.from_bytes(hashlib.blake2b(os.path.abspath(path).encode(), digest_size=8).digest(), "little")
-            name = (place, status.st_size, status.st_mtime_ns)
-            if name not in self._known:
-                digest = hashlib.blake2b(Path(path).read_bytes(), digest_size=8).digest()
-                self._known[name] = Content(int.from_bytes(digest, "little"), *read_image(path).size)
-                new.append((*name, *self._known[name]))
-            found.append(self._known[name])
+        found = np.array([(*_file(path), 0, 0, 0) for path in paths], dtype=FILE)
+        records = [_records(path, FILE) for path in sorted(self.folder.glob("*.files"))]
+        known = _Index(np.concatenate(records) if records else np.empty(0, FILE), ("path", "size", "changed"))
+        rows = known.rows(found)
+        found[rows >= 0] = known.records[rows[rows >= 0]]
+        new = np.flatnonzero(rows < 0).tolist()
         if new:
-            with self._own.open("ab") as file:
-                file.write(np.array(new, dtype=FILE).tobytes())
+            print(f"Reading {len(new):,} image files, by whose content stored features are known")
+            for _ in progress(self._read(found, paths, new), len(new)):
+                pass
         return found
+
+    def _read(self, found: np.ndarray, paths: Sequence[str], new: Sequence[int]) -> Iterator[None]:
+        with ThreadPoolExecutor(THREADS) as pool, self._own.open("ab") as file:
+            for start in range(0, len(new), PORTION):
+                portion = new[start : start + PORTION]
+                for row, content in zip(portion, pool.map(_content, [paths[row] for row in portion]), strict=True):
+                    found[row] = (*found[row].tolist()[:3], *content)
+                    yield
+                file.write(found[portion].tobytes())
+
+
+def _file(path: str) -> tuple[int, int, int]:
+    """A file's "path", "size" and "changed" in FILE."""
+    status, name = os.stat(path), os.path.abspath(path).encode("utf-8", "surrogateescape")
+    place = hashlib.blake2b(name, digest_size=8).digest()
+    return int.from_bytes(place, "little"), status.st_size, status.st_mtime_ns
+
+
+def _content(path: str) -> tuple[int, int, int]:
+    """A file's "image", "width" and "height" in FILE."""
+    digest = hashlib.blake2b(Path(path).read_bytes(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little"), *image_size(path))
 
 
 def _records(path: Path, dtype: np.dtype) -> np.ndarray:
@@ -239,7 +279,3 @@ def _records(path: Path, dtype: np.dtype) -> np.ndarray:
 def _matrix(path: Path, width: int, dtype: np.dtype) -> np.ndarray:
     rows = path.stat().st_size // (width * dtype.itemsize) if path.is_file() else 0
     return np.memmap(path, dtype=dtype, mode="r", shape=(rows, width)) if rows else np.empty((0, width), dtype)
-
-
-def _hashes(views: np.ndarray) -> np.ndarray:
-    return hash64(*(views[name] for name in VIEW.names or ()))

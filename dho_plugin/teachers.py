@@ -63,7 +63,7 @@ class ZeroShotTeacher(Teacher):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        return self.vlm.encode_image(self.vlm.normalize(images)).float()
+        return self.vlm.features(images)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

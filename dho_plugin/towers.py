@@ -75,6 +75,11 @@ class VLM(nn.Module):
         """(N, 3, H, W) uint8 -> float, scaled to [0, 1] and normalised with the model's mean and deviation."""
         return (images.float() / 255 - self._mean) / self._std
 
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, size, size) -> projected image features (N, width), float32, not of unit length."""
+        return self.encode_image(self.normalize(images)).float()
+
     def encode_image(self, images: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
         """Normalised images (N, 3, size, size) -> projected image features (N, width), not of unit length.
 

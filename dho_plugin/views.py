@@ -8,11 +8,12 @@ same images and crops, a run continues anywhere, and a stored teacher answer sta
 from __future__ import annotations
 
 import hashlib
-import math
 import os
+import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,13 +56,18 @@ class ViewPolicy(NamedTuple):
 
 def image_key(path: str | Path, root: str | Path) -> int:
     """An image's identity: a hash of its path below the dataset root, so that moving the root changes nothing."""
-    try:
-        relative = Path(path).absolute().relative_to(Path(root).expanduser().absolute()).as_posix()
-    except ValueError:
-        relative = Path(path).name
-    return int.from_bytes(
-        hashlib.blake2b(relative.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little"
-    )
+    there, above = _absolute(path), _absolute(os.path.expanduser(root)).rstrip(os.sep) + os.sep
+    relative = there[len(above) :] if there.startswith(above) else os.path.basename(there)
+    name = relative.replace(os.sep, "/").encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
+
+
+_ODD = re.compile(r"//|/\.(/|$)|/$|^(?!/)")  # in names that pathlib would change; it takes several times as long
+
+
+def _absolute(path: str | Path) -> str:
+    name = str(path)
+    return str(Path(name).absolute()) if os.sep != "/" or _ODD.search(name) else name
 
 
 def permutation(size: int, *, seed: int, stream: int, pass_: int) -> np.ndarray:
@@ -89,27 +95,65 @@ class Order:
             self._cached = (pass_, permutation(self.size, seed=self.seed, stream=self.stream, pass_=pass_))
         return int(self._cached[1][offset]), pass_
 
+    def span(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The images at `count` positions from `start` on: indices and passes, each int64 (count,)."""
+        passes = np.arange(start, start + count) // self.size
+        indices = np.empty(count, dtype=np.int64)
+        for pass_ in np.unique(passes).tolist():
+            here = slice(max(0, pass_ * self.size - start), (pass_ + 1) * self.size - start)
+            first = max(0, start - pass_ * self.size)
+            self[pass_ * self.size]
+            indices[here] = self._cached[1][first : first + len(indices[here])]
+        return indices, passes
+
 
 def draw_view(width: int, height: int, policy: ViewPolicy, *, seed: int, key: int, pass_: int) -> View:
-    """The view of an image of width x height pixels in one pass.
+    """The view of one image of width x height pixels in one pass; see draw_views."""
+    box = draw_views(np.array([width]), np.array([height]), policy, seed=seed, keys=np.array([key]), passes=pass_)
+    left, top, w, h, flip = box[0].tolist()
+    return View(left, top, w, h, bool(flip))
+
+
+def draw_views(
+    widths: np.ndarray,
+    heights: np.ndarray,
+    policy: ViewPolicy,
+    *,
+    seed: int,
+    keys: np.ndarray,
+    passes: int | np.ndarray,
+) -> np.ndarray:
+    """The views of n images: (n, 5) int64, left, top, width, height in pixels and mirrored or not.
 
     The crop follows the usual rule: area uniform in `scale`, log aspect ratio uniform, ten attempts, then the largest
     central box of an allowed aspect.
+
+    Args:
+        widths, heights: (n,) of the images in pixels. keys: (n,), see image_key. passes: (n,), or one for all.
     """
-    draws = uniform(seed, key, pass_, _COUNTERS)
-    flip = policy.flip and bool(draws[0] < 0.5)
+    passes = np.broadcast_to(passes, len(keys))[:, None]
+    draws = uniform(seed, keys[:, None], passes, _COUNTERS if policy.crop else _COUNTERS[:1])
+    flips = policy.flip & (draws[:, 0] < 0.5)
     if not policy.crop:
-        return View(0, 0, width, height, flip)
-    low, high = policy.scale
-    for area, aspect, x, y in draws[1:].reshape(_CROP_ATTEMPTS, 4).tolist():
+        return np.stack([0 * widths, 0 * heights, widths, heights, flips], axis=1)
+    w = np.minimum(widths, np.maximum(1, np.rint(heights * _RATIO[1])))
+    h = np.minimum(heights, np.maximum(1, np.rint(widths / _RATIO[0])))
+    boxes = np.stack([(widths - w) // 2, (heights - h) // 2, w, h, flips], axis=1).astype(np.int64)
+    (low, high), logs = policy.scale, np.log(_RATIO)
+    waiting = np.arange(len(keys))
+    for attempt in draws[:, 1:].reshape(-1, _CROP_ATTEMPTS, 4).transpose(1, 2, 0):
+        area, aspect, x, y = attempt[:, waiting]
+        width, height = widths[waiting], heights[waiting]
         target = width * height * (low + (high - low) * area)
-        ratio = math.exp(math.log(_RATIO[0]) + (math.log(_RATIO[1]) - math.log(_RATIO[0])) * aspect)
-        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return View(int(x * (width - w + 1)), int(y * (height - h + 1)), w, h, flip)
-    w = min(width, max(1, round(height * _RATIO[1])))
-    h = min(height, max(1, round(width / _RATIO[0])))
-    return View((width - w) // 2, (height - h) // 2, w, h, flip)
+        ratio = np.exp(logs[0] + (logs[1] - logs[0]) * aspect)
+        w, h = np.rint(np.sqrt(target * ratio)), np.rint(np.sqrt(target / ratio))
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        left, top = x * (width - w + 1), y * (height - h + 1)
+        boxes[waiting[fits], :4] = np.stack([left, top, w, h], axis=1)[fits]  # cut off to whole pixels
+        waiting = waiting[~fits]
+        if not len(waiting):
+            break
+    return boxes
 
 
 class UnreadableImage(UsageError):
@@ -132,8 +176,26 @@ def read_image(path: str | Path) -> Image.Image:
         UnreadableImage: the file cannot be decoded so; the message names it. INPUT.BAD_IMAGES says what training then
             does, an evaluation always stops.
     """
+    return _opened(path, open_rgb)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image file in pixels, from its first bytes alone.
+
+    Raises:
+        UnreadableImage: the file is no image.
+    """
+
+    def size(path: str | Path) -> tuple[int, int]:
+        with Image.open(path) as image:
+            return image.size
+
+    return _opened(path, size)
+
+
+def _opened(path: str | Path, read: Callable[[str | Path], Any]) -> Any:
     try:
-        return open_rgb(path)
+        return read(path)
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
         raise UnreadableImage(
             f"cannot read the image {printable(str(path))}: {printable(str(error) or type(error).__name__)}. Replace "

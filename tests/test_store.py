@@ -15,14 +15,15 @@ import torch
 
 from dho_plugin import store as store_module
 from dho_plugin.errors import UsageError
-from dho_plugin.store import VIEW, Contents, Model, Store, view_records, weights_hash
+from dho_plugin.store import VIEW, Contents, Model, Store, same_views, view_records, weights_hash
 from dho_plugin.views import View
 
 MODEL = Model("ViT-L/14@336px", "ab" * 32, 336, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), "bicubic", "amp", 6, "float16")
 
 
 def some_views(count: int, image: int = 0, flip: bool = False) -> np.ndarray:
-    return view_records([image + i for i in range(count)], [View(i, 2 * i, 30, 40, flip) for i in range(count)])
+    boxes = np.array([View(i, 2 * i, 30, 40, flip) for i in range(count)])
+    return view_records(np.arange(image, image + count), boxes)
 
 
 def numbers(count: int, start: int = 0) -> torch.Tensor:
@@ -164,8 +165,9 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
 
 def test_views_too_large_for_a_record_are_refused():
     with pytest.raises(UsageError, match="65,535"):
-        view_records([1], [View(0, 0, 70_000, 10, False)])
-    assert view_records([2**64 - 1], [View(1, 2, 3, 65_535, True)]).tolist() == [(2**64 - 1, 1, 2, 3, 65_535, 1)]
+        view_records(np.array([1]), np.array([View(0, 0, 70_000, 10, False)]))
+    largest = view_records(np.array([2**64 - 1]), np.array([View(1, 2, 3, 65_535, True)]))
+    assert largest.tolist() == [(2**64 - 1, 1, 2, 3, 65_535, 1)]
     assert VIEW.itemsize == 17
 
 
@@ -190,18 +192,32 @@ def test_contents_are_read_once_and_again_when_a_file_changes(tmp_path, monkeypa
     tiny.write_image(two, rng, 1, (40, 50))
     shutil.copy(one, three)
     paths = [str(one), str(two), str(three)]
-    first = Contents(tmp_path / "s").of(paths)
-    assert first[0] == first[2] and first[0].image != first[1].image
+
+    def of(paths: list[str]) -> list[tuple[int, ...]]:
+        return [row[3:] for row in Contents(tmp_path / "s").of(paths).tolist()]
+
+    monkeypatch.setattr(store_module, "PORTION", 2)
+    first = of(paths)
+    assert first[0] == first[2] and first[0][0] != first[1][0]
     assert [content[1:] for content in first] == [(30, 20), (40, 50), (30, 20)]
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "read_image", lambda path: pytest.fail(f"opened {path}"))
-        assert Contents(tmp_path / "s").of(paths) == first
+        patch.setattr(store_module, "image_size", lambda path: pytest.fail(f"opened {path}"))
+        assert of(paths[::-1]) == first[::-1] and of([]) == []
     shutil.copy(one, two)
     os.utime(two, ns=(1, 1))
-    assert Contents(tmp_path / "s").of(paths) == [first[0]] * 3
+    assert of(paths) == [first[0]] * 3
     two.write_text("<html>")
     with pytest.raises(UsageError, match=r"1\.jpg"):
-        Contents(tmp_path / "s").of(paths)
+        of(paths)
+
+
+def test_equal_views_are_found_and_those_of_an_image_stand_together():
+    rng = np.random.default_rng(0)
+    views = np.concatenate([some_views(4), some_views(6), some_views(6, flip=True)])[rng.permutation(16)]
+    different, at = same_views(views)
+    assert len(different) == 12 and (different[at] == views).all()
+    assert (np.diff(different["image"].astype(np.int64)) >= 0).all()
+    assert [len(part) for part in same_views(views[:0])] == [0, 0]
 
 
 def test_the_record_is_for_people_too(tmp_path):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +14,14 @@ from dho_plugin.errors import UsageError
 from dho_plugin.hashing import hash64, uniform
 from dho_plugin.views import (
     Order,
+    UnreadableImage,
     View,
     ViewPolicy,
     center_view,
     draw_view,
+    draw_views,
     image_key,
+    image_size,
     permutation,
     read_image,
     render,
@@ -139,3 +145,55 @@ def test_unreadable_image_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"broken\.jpg"):
         read_image(str(path))
+
+
+POLICIES = [ViewPolicy(), ViewPolicy(scale=(0.08, 1.0)), ViewPolicy(crop=False), ViewPolicy(flip=False)]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_many_views_at_once_are_those_of_each_image_alone(policy):
+    rng = np.random.default_rng(0)
+    sizes, passes = rng.integers(1, 600, (2, 300)), rng.integers(0, 9, 300)
+    keys = rng.integers(0, 2**63, 300).astype(np.uint64) * np.uint64(2) + np.uint64(1)
+    many = draw_views(*sizes, policy, seed=3, keys=keys, passes=passes)
+    each = zip(many.tolist(), *sizes.tolist(), keys.tolist(), passes.tolist(), strict=True)
+    for row, width, height, key, pass_ in each:
+        assert View(*row) == draw_view(width, height, policy, seed=3, key=key, pass_=pass_)
+
+
+def test_a_span_of_the_order_is_its_positions():
+    for size in (1, 3, 20):
+        order = Order(size, seed=1, stream=0)
+        for start in (0, 1, 19, 41):
+            for count in (0, 1, 4, 45):
+                pairs = zip(*(part.tolist() for part in order.span(start, count)), strict=True)
+                assert list(pairs) == [order[position] for position in range(start, start + count)]
+
+
+@pytest.mark.parametrize(
+    ("path", "root"),
+    [
+        ("/a//b/./c.jpg", "/a"),
+        ("a/b.jpg", "."),
+        ("/a/../b.jpg", "/a"),
+        ("c.jpg", "/x"),
+        ("/c.jpg", "/"),
+        ("~/b.jpg", "~"),
+    ],
+)
+def test_image_keys_know_names_as_pathlib_does(path, root):
+    try:
+        name = Path(path).absolute().relative_to(Path(root).expanduser().absolute()).as_posix()
+    except ValueError:
+        name = Path(path).name
+    assert image_key(path, root) == int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def test_the_size_of_an_image_is_that_of_its_pixels(tmp_path):
+    for suffix, mode in ((".jpg", "L"), (".png", "RGBA"), (".gif", "P"), (".tif", "I;16")):
+        path = tmp_path / f"image{suffix}"
+        Image.new(mode, (13, 7)).save(path)
+        assert image_size(path) == read_image(path).size == (13, 7)
+    (tmp_path / "no.jpg").write_text("no")
+    with pytest.raises(UnreadableImage, match=r"no\.jpg"):
+        image_size(tmp_path / "no.jpg")

@@ -28,7 +28,7 @@ from ..host import (
     compute_accuracy,
 )
 from ..labels import build_labeled_dataset
-from ..loaders import BAD_IMAGES, EpochLoader
+from ..loaders import BAD_IMAGES, EpochLoader, Sizes
 from ..losses import supervised_loss
 from ..manifest import begin, finish, named
 from ..pool import check_shots, check_trainable, copy_policy
@@ -36,7 +36,9 @@ from ..precision import CHOICES as PRECISIONS
 from ..precision import Precision
 from ..predicting import printable
 from ..prompts import PromptedClassifier
-from ..saved import best_so_far, flatten, prepare_resume, read_checkpoint, write_record
+from ..saved import best_so_far, flatten, load_part, prepare_resume, read_checkpoint, write_record
+from ..store import Contents
+from ..stored_features import Part, StoredFeatures, prepare
 from ..stored_teacher import StoredTeacher
 from ..text_memory import plan
 from ..tome import TokenMergingVLM
@@ -44,7 +46,7 @@ from ..towers import VLM, ImageEncoder
 from ..views import INTERPOLATIONS
 from ..vlm import load_vlm
 from .data import COUNTS, DataManager
-from .section import check_dataset, single_prompt
+from .section import check_dataset, joined, single_prompt, stored_features
 
 
 class MethodTrainer(TrainerX):
@@ -64,6 +66,7 @@ class MethodTrainer(TrainerX):
     teacher_key = ""  # the configuration key that names the model it learns from, if it learns from one
     trains_student = False  # whether the student's own weights are trained, which half precision must leave alone
     transductive: bool | None = None  # whether it learns from test images without their labels; None until it learns
+    regularized = False  # whether its losses ask for frozen_features
     stage_one = ""  # the trainer whose output folder it starts from, if it starts from one
 
     # What a method supplies
@@ -101,8 +104,12 @@ class MethodTrainer(TrainerX):
         """The method's own class logits while it trains."""
         return self.ce_head(features)
 
-    def regularizers(self, images: Tensor, features: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        """Return the method's own further losses on the labelled images, by name; they join its cross-entropy."""
+    def regularizers(self, batch: dict[str, Any], features: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """Return the method's own further losses on the N labelled images, by name; they join its cross-entropy.
+
+        Args:
+            batch: as the loader gives it. features: (N, d). logits: (N, C) of the CE pathway.
+        """
         return {}
 
     def text_initialised_linear(self) -> nn.Module:
@@ -179,10 +186,30 @@ class MethodTrainer(TrainerX):
             seed=self.view_seed,
             resumed=self.start_epoch > 0,
         )
-        teacher = self.taught_by()
-        if isinstance(teacher, StoredTeacher):
-            steps = len(self.train_loader_x) * self.max_epoch
-            teacher.prepare(self.train_loader_x.batches, steps, cfg.DATALOADER.NUM_WORKERS)
+        if cfg.STORE.DIR:
+            self.store_views(cfg.STORE.DIR)
+
+    def store_views(self, folder: str) -> None:
+        """Have all that frozen models say of the run's views computed, and no pixels made that nobody looks at."""
+        batches, teacher = self.train_loader_x.batches, self.taught_by()
+        taught = [teacher.stored] if isinstance(teacher, StoredTeacher) else []
+        own = [self.stored] if self.stored is not None else []
+        if not taught and not own:
+            print("STORE.DIR: no model that sees the training images stays as it is here, so nothing is stored")
+            return
+        steps = len(self.train_loader_x) * self.max_epoch
+        parts = [Part(batches.labeled, self.labeled_positions(), list({*taught, *own}))]
+        if batches.unlabeled is not None:
+            readers = {*taught, *(own if self.frozen_backbone else [])}
+            parts.append(Part(batches.unlabeled, steps * batches.unlabeled_size, list(readers)))
+        prepare(parts, Contents(folder), self.cfg.DATALOADER.NUM_WORKERS)
+        for part in parts:
+            student, size = part.source.sizes
+            part.source.sizes = Sizes(None if self.frozen_backbone else student, None if taught else size)
+
+    def labeled_positions(self) -> int:
+        """How many images of the labelled order the run asks for."""
+        return len(self.train_loader_x) * self.max_epoch * self.train_loader_x.batches.batch_size
 
     def before_epoch(self) -> None:
         super().before_epoch()
@@ -270,16 +297,52 @@ class MethodTrainer(TrainerX):
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return self.parse_batch_train(batch)
 
+    def labels(self, batch: dict[str, Any]) -> Tensor:
+        """Of the labelled images of a batch (N,)."""
+        return batch["label"].to(self.device, non_blocking=True)
+
+    def images(self, batch: dict[str, Any]) -> Tensor:
+        """Normalised images (N + M, 3, H, W): the labelled and then the unlabelled ones of a batch."""
+        return self.student.normalize(joined(batch, "img", self.device))
+
+    @property
+    def frozen_backbone(self) -> bool:
+        """Whether an image's feature stays as it is, whatever is learned."""
+        backbone = self.backbone
+        plain = isinstance(backbone, ImageEncoder) and backbone.vlm is self.student and backbone.visual is None
+        return plain and not self.trains_student
+
+    @cached_property
+    def stored(self) -> StoredFeatures | None:
+        """The frozen student's image features, where STORE.DIR is to keep them and the method wants them."""
+        if not self.cfg.STORE.DIR or not (self.frozen_backbone or self.regularized):
+            return None
+        own, teacher = stored_features(self.cfg, self.vlm, self.precision, self.device), self.taught_by()
+        same = isinstance(teacher, StoredTeacher) and teacher.stored.store.folder == own.store.folder
+        return teacher.stored if same else own
+
+    def features(self, batch: dict[str, Any]) -> Tensor:
+        """Image features (N + M, d) of a training batch, its labelled and then its unlabelled images."""
+        if self.stored is not None and self.frozen_backbone:
+            return self.stored(joined(batch, "view"))
+        return self.backbone(self.images(batch))
+
+    def frozen_features(self, batch: dict[str, Any]) -> Tensor:
+        """What the student as it was loaded says of the labelled images: (N, d), float32, without a graph."""
+        if self.stored is not None:
+            return self.stored(batch["view"])
+        return self.vlm.features(batch["img"].to(self.device, non_blocking=True))
+
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Losses by name ("loss" is minimised), class logits of the labelled images, and their labels."""
-        images, labels = self.parse_batch_train(batch)
-        features = self.backbone(images)
+        features, labels = self.features(batch), self.labels(batch)
         logits = self.ce_logits(features).float()
-        own = self.regularizers(images, features, logits)
+        own = self.regularizers(batch, features, logits)
         ce = supervised_loss(logits, labels)
         return {"loss": ce + sum(own.values()), **own}, logits, labels
 
-    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """A step. What it returns stays on the device: a host that reads it only when it prints waits only then."""
         with self.precision.autocast():
             losses, logits, labels = self.losses(batch)
         self.model_backward_and_update(losses["loss"])
@@ -289,12 +352,12 @@ class MethodTrainer(TrainerX):
                 self.average.add(self.epoch)
                 if self.epoch + 1 == self.max_epoch:
                     self.average.deploy()
-        summary = {name: loss.item() for name, loss in losses.items()}
-        return {**summary, "acc": compute_accuracy(logits, labels)[0].item()}
+        summary = {name: loss.detach() for name, loss in losses.items()}
+        return {**summary, "acc": compute_accuracy(logits.detach(), labels)[0].squeeze()}
 
     def model_backward_and_update(self, loss: Tensor, names: str | list[str] | None = None) -> None:
+        """Raise FloatingPointError, with all parameters as they were, for a loss that is not finite."""
         self.model_zero_grad(names)
-        self.detect_anomaly(loss)
         optimizers = [self._optims[name] for name in self.get_model_names(names)]
         self.precision.backward_and_update(loss, [optimizer for optimizer in optimizers if optimizer is not None])
 
@@ -369,7 +432,7 @@ class MethodTrainer(TrainerX):
         if lists:
             self.load_over(lists[0])
         for name in self.loaded_parts():
-            self._load_part(f"{directory}/{name}", self._models[name], states[name])
+            load_part(f"{directory}/{name}", self._models[name], states[name])
 
     def load_over(self, trained_on: ClassList) -> None:
         """Rebuild the model over the classes of a checkpoint, and find the classes of the dataset at hand in them."""
@@ -381,18 +444,6 @@ class MethodTrainer(TrainerX):
     def loaded_parts(self) -> list[str]:
         """Parts of the model that an evaluation needs from a checkpoint."""
         return [*self.learned(), *self.frozen_parts()]
-
-    def _load_part(self, path: str, module: nn.Module, state: dict[str, Tensor]) -> None:
-        wanted = module.state_dict()
-        missing = sorted(key for key in set(wanted) - set(state) if not key.endswith("_extra_state"))
-        if missing:
-            raise UsageError(f"{path} holds no {missing[0]!r}: it was saved by another trainer")
-        try:
-            module.load_state_dict({key: state.get(key, value) for key, value in wanted.items()})
-        except RuntimeError as error:
-            raise UsageError(
-                f"{path} does not fit this model; were the options others when it was trained? {error}"
-            ) from error
 
     # Other test sets
 

@@ -27,8 +27,7 @@ class KD(WithoutLabels, Distils, CE):
     """L_KD of one head on unlabelled images alone (Eq. 3); the accuracy it shows is agreement with the teacher."""
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        images, _ = self.parse_batch_train(batch)
-        logits, teacher = self.model(images).float(), self.teacher(teacher_views(batch, self.device))
+        logits, teacher = self.model(self.images(batch)).float(), self.teacher(teacher_views(batch, self.device))
         dho = self.cfg.TRAINER.DHO
         loss = distillation_loss(logits, teacher, temperature=dho.ETA, scale_by_t2=dho.KD_T2)
         return {"loss": loss}, logits, teacher.argmax(dim=-1)
@@ -39,8 +38,8 @@ class CEKD(Distils, CE):
     """One head for labels and teacher: lambda L_CE + (1 - lambda) L_KD on the same logits."""
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        images, labels = self.all_images(batch)
-        logits, teacher = self.model(images).float(), self.teacher(teacher_views(batch, self.device))
+        labels = self.labels(batch)
+        logits, teacher = self.model(self.images(batch)).float(), self.teacher(teacher_views(batch, self.device))
         loss = step_loss(self.cfg, DualHeadLogits(logits, logits), labels, teacher)
         return {"loss": loss.total, "loss_ce": loss.ce, "loss_kd": loss.kd}, logits[: len(labels)], labels
 
@@ -81,8 +80,7 @@ class KDFeature(WithoutLabels, Projects):
         return {"texts": self.texts}
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        images, _ = self.parse_batch_train(batch)
-        features, views = self.backbone(images), teacher_views(batch, self.device)
+        features, views = self.features(batch), teacher_views(batch, self.device)
         shown = self.teacher(views).argmax(dim=-1)
         return {"loss": self.feature_loss(features, views)}, self.ce_head(features).float(), shown
 
@@ -92,9 +90,9 @@ class CEKDFeature(Projects):
     """lambda L_CE + (1 - lambda) feature loss, its labelled and unlabelled terms averaged apart as in Eq. 7."""
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        images, labels = self.all_images(batch)
+        features, labels = self.features(batch), self.labels(batch)
         n, weight = len(labels), self.cfg.TRAINER.DHO.LAMBDA
-        features, views = self.backbone(images), teacher_views(batch, self.device)
+        views = teacher_views(batch, self.device)
         logits = self.ce_logits(features[:n]).float()
         kd = self.feature_loss(features[:n], views[:n])
         if len(features) > n:

@@ -80,8 +80,7 @@ class CasPL(WithoutLabels):
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The loss, the logits and, for the accuracy that is shown, the senior's own answers instead of labels."""
-        images, _ = self.parse_batch_train(batch)
-        logits = self.model(images).float()
+        logits = self.model(self.images(batch)).float()
         senior = self.senior(teacher_views(batch, self.device))
         loss = distillation_loss(logits, senior, temperature=self.cfg.TRAINER.CASPL.TEMPERATURE)
         return {"loss": loss}, logits, senior.argmax(dim=-1)

@@ -14,6 +14,7 @@ from ..loaders import EpochLoader, Sizes, StepBatches, TestImages, ViewSource
 from ..pool import unlabeled_paths
 from ..predicting import printable
 from ..views import INTERPOLATIONS, ViewPolicy
+from .section import views_of_an_image
 
 COUNTS = ("train_x", "train_u", "smaller_one")
 _TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
@@ -77,10 +78,9 @@ class DataManager:
             f"{len(self.dataset.test or []):,} test images; "
             f"{steps:,} steps an epoch; order and views from seed {seed}"
         )
-        if cfg.STORE.VIEWS:
-            print(
-                f"STORE.VIEWS: {cfg.STORE.VIEWS} views of an image, then these again; the paper's are fresh each pass"
-            )
+        for kind, views in zip(("labelled", "unlabelled"), views_of_an_image(cfg), strict=True):
+            if views:
+                print(f"STORE: {views} views of each {kind} image, then these again; the paper's are fresh each pass")
         workers = min(cfg.DATALOADER.NUM_WORKERS, steps)  # started anew each epoch, which may be one step
         return EpochLoader(batches, steps=steps, workers=workers, pin_memory=self.pin_memory)
 
@@ -107,7 +107,7 @@ class DataManager:
             seed=seed,
             stream=stream,
             bad_images=self.cfg.INPUT.BAD_IMAGES,
-            views=self.cfg.STORE.VIEWS,
+            views=views_of_an_image(self.cfg)[stream],
         )
 
 

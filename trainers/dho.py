@@ -65,14 +65,6 @@ class Distils(MethodTrainer):
     def taught_by(self) -> Teacher:
         return self.teacher
 
-    def all_images(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The labelled and then the unlabelled images of a batch, normalised, in one tensor; and the labels."""
-        images, labels = self.parse_batch_train(batch)
-        if "unlabeled" in batch:
-            others = batch["unlabeled"]["img"].to(self.device, non_blocking=True)
-            images = torch.cat([images, self.student.normalize(others)])
-        return images, labels
-
 
 class WithoutLabels(MethodTrainer):
     """Mixed in before a trainer whose steps see no label at all."""
@@ -142,12 +134,11 @@ class DHO(Distils):
     # Steps
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        images, labels = self.all_images(batch)
-        features = self.backbone(images)
+        features, labels = self.features(batch), self.labels(batch)
         logits = DualHeadLogits(self.ce_logits(features).float(), self.kd_head(features).float())
         loss = self.step_loss(logits, labels, self.teacher(teacher_views(batch, self.device)))
         n = len(labels)
-        own = self.regularizers(images[:n], features[:n], logits.ce[:n])
+        own = self.regularizers(batch, features[:n], logits.ce[:n])
         total = loss.total + self.cfg.TRAINER.DHO.LAMBDA * sum(own.values())
         return {"loss": total, "loss_ce": loss.ce, "loss_kd": loss.kd, **own}, logits.ce[:n], labels
 

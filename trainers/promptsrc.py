@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ class PromptSRC(MethodTrainer):
         "GPA_STD": 1,
     }
     config = "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets"
+    regularized = True
     ce_head: PromptedClassifier
 
     def build_backbone(self) -> ImageEncoder:
@@ -64,11 +65,11 @@ class PromptSRC(MethodTrainer):
         self._texts = self.ce_head.text_features()
         return self.ce_head.logits(features, self._texts)
 
-    def regularizers(self, images: Tensor, features: Tensor, logits: Tensor) -> dict[str, Tensor]:
+    def regularizers(self, batch: dict[str, Any], features: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """The three self-consistency terms: prompted text, image feature and logits against the frozen model's."""
         src = self.cfg.TRAINER.PROMPTSRC
         with torch.no_grad():
-            frozen = F.normalize(self.vlm.encode_image(images).float(), dim=-1)
+            frozen = F.normalize(self.frozen_features(batch), dim=-1)
             frozen_logits = self.vlm.logit_scale * frozen @ self.frozen_texts.t()
         return self_consistency(
             self._texts,

@@ -16,9 +16,11 @@ from ..losses import DualHeadLoss, dual_head_loss
 from ..pool import FEW, POOLS, TEST_COPIES, unlabeled_paths
 from ..precision import Precision
 from ..runs import is_run
+from ..stored_features import StoredFeatures
 from ..stored_teacher import StoredTeacher
 from ..teachers import Teacher, ZeroShotTeacher, load_run_teacher
 from ..templates import check_template, named_templates
+from ..towers import VLM
 from ..vlm import load_vlm
 
 # Language-aware initialisation takes the student's own text features: those of another model, even of equal width, lie
@@ -32,15 +34,22 @@ def single_prompt(cfg: Any) -> str:
     return cfg.DATASET.TEMPLATE or TEMPLATES.get(cfg.DATASET.NAME, DEFAULT_TEMPLATE)
 
 
+def views_of_an_image(cfg: Any) -> tuple[int, int]:
+    """After how many views a labelled and an unlabelled image shows them again; 0 for never."""
+    labeled, all_ = cfg.STORE.LABELED_VIEWS, cfg.STORE.VIEWS
+    return all_ if labeled < 0 else labeled, all_
+
+
 def check_dataset(cfg: Any) -> None:
     """Raise UsageError for a value of DATASET or STORE that cannot be meant."""
     check_choice("DATASET.FEW", cfg.DATASET.FEW, FEW)
     check_choice("DATASET.TEST_COPIES", cfg.DATASET.TEST_COPIES, TEST_COPIES)
     check_template("DATASET.TEMPLATE (--template)", single_prompt(cfg))
-    if cfg.STORE.VIEWS < 0:
-        raise UsageError(
-            f"STORE.VIEWS {cfg.STORE.VIEWS}: expected a number of views, or 0 for a fresh one in each pass"
-        )
+    for key, least, or_ in (("VIEWS", 0, ""), ("LABELED_VIEWS", -1, ", -1 for as many as STORE.VIEWS")):
+        if cfg.STORE[key] < least:
+            raise UsageError(
+                f"STORE.{key} {cfg.STORE[key]}: expected a number of views, or 0 for a fresh one in each pass{or_}"
+            )
     if cfg.STORE.DIR and cfg.INPUT.BAD_IMAGES != "stop":
         raise UsageError("STORE.DIR reads every image before training: leave INPUT.BAD_IMAGES at stop")
 
@@ -100,13 +109,22 @@ def build_teacher(
     return teacher.to(device)
 
 
+def stored_features(cfg: Any, vlm: VLM, precision: Precision, device: torch.device) -> StoredFeatures:
+    """The image features of a frozen model in STORE.DIR."""
+    return StoredFeatures(cfg.STORE.DIR, vlm, interpolation=cfg.INPUT.INTERPOLATION, precision=precision, device=device)
+
+
 def kept_on_disk(cfg: Any, teacher: Teacher, precision: Precision, device: torch.device) -> Teacher:
-    """The teacher, which under STORE.DIR looks at each view once (stored_teacher.py)."""
+    """The teacher, which under STORE.DIR looks at each view once.
+
+    Raises:
+        UsageError: STORE.DIR for a teacher that is no zero-shot CLIP.
+    """
     if not cfg.STORE.DIR:
         return teacher
-    return StoredTeacher(
-        cfg.STORE.DIR, teacher, interpolation=cfg.INPUT.INTERPOLATION, precision=precision, device=device
-    )
+    if not isinstance(teacher, ZeroShotTeacher):
+        raise UsageError("STORE.DIR keeps what a zero-shot CLIP says; this teacher is a finished run: leave it empty")
+    return StoredTeacher(teacher, stored_features(cfg, teacher.vlm, precision, device))
 
 
 def build_kd_head(
@@ -127,12 +145,17 @@ def build_kd_head(
 def teacher_views(batch: dict[str, Any], device: torch.device) -> Tensor:
     """The teacher's views of a batch, uint8 (N + M, 3, size, size): of the labelled, then of the unlabelled images.
 
-    Where the teacher is stored, their names (N + M, 17) instead.
+    Where the teacher is stored no such view is made, and their numbers (N + M,) stand for them.
     """
-    parts = [batch, batch["unlabeled"]] if "unlabeled" in batch else [batch]
-    if "view" in batch:
-        return torch.cat([part["view"] for part in parts])
-    return torch.cat([part["img_teacher"].to(device, non_blocking=True) for part in parts])
+    if "img_teacher" not in batch:
+        return joined(batch, "view")
+    return joined(batch, "img_teacher", device)
+
+
+def joined(batch: dict[str, Any], key: str, device: torch.device | None = None) -> Tensor:
+    """What a batch has of its labelled and then of its unlabelled images, on the device if one is given."""
+    parts = [batch[key], *([batch["unlabeled"][key]] if "unlabeled" in batch else [])]
+    return torch.cat([part if device is None else part.to(device, non_blocking=True) for part in parts])
 
 
 def step_loss(cfg: Any, logits: DualHeadLogits, labels: Tensor, teacher: Tensor) -> DualHeadLoss:

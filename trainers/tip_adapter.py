@@ -71,6 +71,10 @@ class TipAdapterF(MethodTrainer):
         if self.start_epoch == 0:
             self.fill()
 
+    def labeled_positions(self) -> int:
+        views = self.cfg.TRAINER.TIPADAPTER.VIEWS * len(self.train_loader_x.batches.labels)
+        return max(views, super().labeled_positions())
+
     @torch.no_grad()
     def fill(self) -> None:
         """Fill the cache with the mean of each shot's unit-length features over VIEWS of the training's own views."""
@@ -81,7 +85,8 @@ class TipAdapterF(MethodTrainer):
         for start in tqdm(range(0, wanted, BATCH), disable=None, desc="cache"):
             batch = source.batch(start, min(BATCH, wanted - start))
             source.count(batch)
-            features = self.unit_features(self.student.normalize(batch["img"].to(self.device)))
+            with self.precision.autocast():
+                features = F.normalize(self.features(batch), dim=-1)
             total.index_add_(0, batch["index"].to(self.device), features)
         self.adapter.fill(F.normalize(total, dim=-1), labels.to(self.device))
 

@@ -22,17 +22,32 @@ class AverageMeter:
 
     def reset(self) -> None:
         """Forget all values."""
-        self.val: float = 0
-        self.avg: float = 0
-        self.sum: float = 0
+        self._val: float | Tensor = 0.0
+        self._avg: float | Tensor = 0.0
+        self._sum: float | Tensor = 0.0
         self.count: int = 0
 
     def update(self, val: float | Tensor, n: int = 1) -> None:
-        """Add a value that stands for `n` samples."""
-        self.val = val.item() if isinstance(val, Tensor) else val
-        self.sum += self.val * n
+        """Add a value that stands for `n` samples. A tensor stays on its device until somebody reads."""
+        self._val = val.detach().reshape(()).double() if isinstance(val, Tensor) else val
+        self._sum = self._sum + self._val * n
         self.count += n
-        self.avg = self.avg * 0.9 + self.val * 0.1 if self.ema else self.sum / self.count
+        self._avg = self._avg * 0.9 + self._val * 0.1 if self.ema else self._sum / self.count
+
+    @property
+    def val(self) -> float:
+        """The last value."""
+        return float(self._val)
+
+    @property
+    def sum(self) -> float:
+        """Of all values, each times its number of samples."""
+        return float(self._sum)
+
+    @property
+    def avg(self) -> float:
+        """Their average."""
+        return float(self._avg)
 
 
 class MetricMeter:

@@ -36,6 +36,8 @@ def build_optimizer(
     if param_groups is not None and optim_cfg.STAGED_LR:
         warnings.warn("OPTIM.STAGED_LR has no effect where param_groups are given", stacklevel=2)
     params = _parameters(model, optim_cfg) if param_groups is None else param_groups
+    params = list(params)
+    fused = {"fused": True} if _can_fuse(params) else {}
     betas = (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)
     if name == "sgd":
         return torch.optim.SGD(
@@ -45,13 +47,21 @@ def build_optimizer(
             weight_decay=decay,
             dampening=optim_cfg.SGD_DAMPNING,
             nesterov=optim_cfg.SGD_NESTEROV,
+            **fused,
         )
     if name == "rmsprop":
         alpha, momentum = optim_cfg.RMSPROP_ALPHA, optim_cfg.MOMENTUM
         return torch.optim.RMSprop(params, lr=lr, momentum=momentum, weight_decay=decay, alpha=alpha)
     if name == "adamw":
-        return torch.optim.AdamW(params, lr=lr, weight_decay=decay, betas=betas)
-    return torch.optim.Adam(params, lr=lr, weight_decay=decay, betas=betas, amsgrad=name == "amsgrad")
+        return torch.optim.AdamW(params, lr=lr, weight_decay=decay, betas=betas, **fused)
+    return torch.optim.Adam(params, lr=lr, weight_decay=decay, betas=betas, amsgrad=name == "amsgrad", **fused)
+
+
+def _can_fuse(params: list[Any]) -> bool:
+    """Whether one kernel can take the whole step, which on a GPU also spares the loss scaler a wait for it."""
+    groups = [group["params"] if isinstance(group, dict) else [group] for group in params]
+    tensors = [item for group in groups for item in (group if isinstance(group, list | tuple) else [None])]
+    return all(isinstance(t, torch.Tensor) and t.device.type in ("cpu", "cuda") for t in tensors)
 
 
 def _check_optimiser(name: str) -> None:

@@ -143,10 +143,10 @@ class SimpleTrainer(TrainerBase):
             losses.update(summary)
             if (self.batch_idx + 1) % frequency == 0 or self.num_batches < frequency:
                 self._print_progress(losses, batch_time, data_time)
-            step = self.epoch * self.num_batches + self.batch_idx
-            for name, meter in losses.meters.items():
-                self.write_scalar(f"train/{name}", meter.avg, step)
-            self.write_scalar("train/lr", self.get_current_lr(), step)
+                step = self.epoch * self.num_batches + self.batch_idx
+                for name, meter in losses.meters.items():
+                    self.write_scalar(f"train/{name}", meter.avg, step)
+                self.write_scalar("train/lr", self.get_current_lr(), step)
             end = time.time()
 
     def _print_progress(self, losses: MetricMeter, batch_time: AverageMeter, data_time: AverageMeter) -> None:

@@ -1,0 +1,206 @@
+"""A frozen image tower looks at each view once: its features are computed before training, kept, and read in steps.
+
+Views are pure functions of seed, image and pass (views.py), so that all a run will ask for is known before it starts.
+Batches then name a view by its number among those of the run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .errors import UsageError
+from .loaders import ViewSource
+from .precision import Precision
+from .predicting import progress
+from .store import VIEW, Contents, Model, Store, same_views, view_records, weights_hash
+from .text_memory import GIB, free_bytes
+from .towers import VLM
+from .views import View, read_image, render
+
+BATCH = 64  # views that are computed at a time
+SHARE = 0.25  # of the free memory that a run's features may take; beyond it they are read from disk in each step
+
+
+class StoredFeatures:
+    """The image features of a frozen CLIP model, of views by their numbers.
+
+    Args:
+        root: folder of all stores. vlm: the model, as it computes in this run. interpolation: by which views are cut.
+        precision: how the run computes.
+
+    Attributes:
+        vlm, store: of this model; equal models of a run share one.
+    """
+
+    def __init__(self, root: str, vlm: VLM, *, interpolation: str, precision: Precision, device: torch.device) -> None:
+        self.vlm, self.precision, self.device = vlm, precision, device
+        image, dtype = vlm.image, "float32" if precision.name == "fp32" else "float16"
+        mean, std = tuple(image.mean), tuple(image.std)
+        model = Model(
+            vlm.name, weights_hash(vlm), image.size, mean, std, interpolation, precision.name, vlm.width, dtype
+        )
+        self.store = Store(root, model)
+        self.bytes_per_view = vlm.width * np.dtype(dtype).itemsize
+        self._rows = self._slots = np.empty(0, dtype=np.int64)
+        self._table: Tensor | None = None
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        """Features (n, width) of views by number (n,), float32, on the device.
+
+        Raises:
+            IndexError: a view that this run did not ask for.
+        """
+        if self._table is None:
+            return self.store.read(self._rows[numbers.numpy()]).to(self.device).float()
+        slots = torch.from_numpy(self._slots[numbers.numpy()])
+        return self._table[slots.to(self.device, non_blocking=True)].float()
+
+    def lacking(self, names: np.ndarray) -> np.ndarray:
+        """Which of (n,) views are not stored yet: (n,) bool."""
+        return self.store.rows(names) < 0
+
+    @torch.no_grad()
+    def add(self, names: np.ndarray, images: Tensor) -> None:
+        """Compute and store the features of views (n,), given as uint8 (n, 3, size, size)."""
+        with self.precision.autocast():
+            self.store.append(names, self.vlm.features(images.to(self.device)))
+
+    def open(self, names: np.ndarray, asked: np.ndarray) -> None:
+        """Take views (n,) as those of numbers 0 to n - 1; of which this run will read those that `asked` (n,) has."""
+        self.store.refresh()
+        self._rows = np.where(asked, self.store.rows(names), -1)
+        count = int(asked.sum())
+        self._table = None
+        if count * self.bytes_per_view <= SHARE * free_bytes(self.device):
+            self._slots = np.where(asked, np.cumsum(asked) - 1, count)  # beyond the table: an error, and no other view
+            self._table = self.store.read(self._rows[asked]).to(self.device)
+
+
+class Part(NamedTuple):
+    """One source of a run's views: the first `positions` of its order are shown to each of `readers`."""
+
+    source: ViewSource
+    positions: int
+    readers: Sequence[StoredFeatures]
+
+
+def prepare(parts: Sequence[Part], contents: Contents, workers: int) -> None:
+    """Number the views of a run, let sources name them by number, and compute what the stores lack.
+
+    Args:
+        parts: the run's sources. contents: of the image files. workers: loader processes.
+
+    Raises:
+        UsageError: not enough room on the disk; an image that cannot be read.
+    """
+    found, of_part = [], []
+    for part in parts:
+        asked = part.source.needed(part.positions)
+        passes, indices = np.nonzero(asked)
+        each, at = np.unique(indices, return_inverse=True)
+        files = contents.of([part.source.paths[index] for index in each.tolist()])[at]
+        boxes = part.source.boxes(indices, passes, files["width"].astype(np.int64), files["height"].astype(np.int64))
+        found.append(view_records(files["image"], boxes))
+        of_part.append((asked, indices))
+    names, numbers = same_views(np.concatenate(found))
+    files = np.empty((len(names), 2), dtype=np.int64)  # of each view: a part, and the index of a file that has it
+    asked_by = {id(reader): (reader, np.zeros(len(names), dtype=bool)) for part in parts for reader in part.readers}
+    start = 0
+    for which, (part, (asked, indices)) in enumerate(zip(parts, of_part, strict=True)):
+        own = numbers[start : start + len(indices)]
+        part.source.numbers = np.full(asked.shape, -1)
+        part.source.numbers[asked] = own
+        files[own] = np.stack([np.full(len(indices), which), indices], axis=1)
+        for reader in part.readers:
+            asked_by[id(reader)][1][own] = True
+        start += len(indices)
+    jobs = [_Job(reader, asked & reader.lacking(names)) for reader, asked in asked_by.values()]
+    _fill(jobs, _Views([part.source for part in parts], names, files, jobs), workers)
+    for reader, asked in asked_by.values():
+        reader.open(names, asked)
+
+
+class _Job(NamedTuple):
+    """reader: who computes. lacking: which of the run's views, (n,) bool."""
+
+    reader: StoredFeatures
+    lacking: np.ndarray
+
+
+class _Views(Dataset):
+    """Item `start`: for each job the numbers (k,) of views that it lacks, and these, uint8 (k, 3, size, size)."""
+
+    def __init__(
+        self, sources: Sequence[ViewSource], names: np.ndarray, files: np.ndarray, jobs: Sequence[_Job]
+    ) -> None:
+        self.sources, self.names, self.files = sources, names, files
+        self.jobs = [(job.lacking, job.reader.vlm.image.size) for job in jobs]
+        self.rows = np.flatnonzero(np.any([job.lacking for job in jobs], axis=0))
+        self._last: tuple[int, Image.Image] | None = None
+
+    def __getitem__(self, start: int) -> list[tuple[Tensor, Tensor]]:
+        chosen = self.rows[start : start + BATCH]
+        found: list[list[Tensor]] = [[] for _ in self.jobs]
+        for row in chosen.tolist():
+            for (lacking, size), views in zip(self.jobs, found, strict=True):
+                if lacking[row]:
+                    views.append(self._view(row, size))
+        return [
+            (torch.from_numpy(chosen[lacking[chosen]]), torch.stack(views) if views else torch.empty(0))
+            for (lacking, _), views in zip(self.jobs, found, strict=True)
+        ]
+
+    def _view(self, row: int, size: int) -> Tensor:
+        content, left, top, width, height, flip = self.names[row].tolist()
+        part, index = self.files[row].tolist()
+        source = self.sources[part]
+        if self._last is None or self._last[0] != content:  # views of an image stand together
+            self._last = content, read_image(source.paths[index])
+        return render(self._last[1], View(left, top, width, height, bool(flip)), size, source.interpolation)
+
+
+def _fill(jobs: Sequence[_Job], views: _Views, workers: int) -> None:
+    total = 0
+    for reader, lacking in jobs:
+        size = int(lacking.sum()) * (VIEW.itemsize + reader.bytes_per_view)
+        stored, missing = len(reader.store), int(lacking.sum())
+        print(f"{reader.vlm.name}: {stored:,} views stored, {missing:,} to be computed, {size / GIB:.2f} GiB")
+        total += size
+    root = jobs[0].reader.store.folder.parent
+    free = shutil.disk_usage(root).free
+    if total > free:
+        raise UsageError(
+            f"{len(views.rows):,} views need {total / GIB:.1f} GiB in {root}, where {free / GIB:.1f} are free: give "
+            "STORE.DIR another folder, or take fewer views (STORE.VIEWS)"
+        )
+    started, done = time.monotonic(), 0
+    for done, _ in enumerate(progress(_computed(jobs, views, workers), len(views.rows)), 1):
+        if done == BATCH < len(views.rows):
+            all_ = (time.monotonic() - started) * len(views.rows) / done
+            print(f"By the first {done} views all {len(views.rows):,} take about {_duration(all_)}")
+    if done:
+        print(f"Computed in {_duration(time.monotonic() - started)}, in {root}")
+
+
+def _computed(jobs: Sequence[_Job], views: _Views, workers: int) -> Iterator[None]:
+    """Compute and store; an item for each view."""
+    starts = range(0, len(views.rows), BATCH)
+    loader = DataLoader(views, batch_size=None, sampler=starts, num_workers=min(workers, len(starts)))
+    for start, parts in zip(starts, loader, strict=True):
+        for job, (rows, images) in zip(jobs, parts, strict=True):
+            if len(rows):
+                job.reader.add(views.names[rows.numpy()], images)
+        yield from views.rows[start : start + BATCH]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
