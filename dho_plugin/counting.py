@@ -30,7 +30,6 @@ class Step(NamedTuple):
     Attributes:
         forward, backward: FLOPs; what is computed once more for the gradient belongs to the backward pass.
         kept: bytes kept for the backward pass, weights left out. images: how many the part sees; 0 for none.
-        learns: whether the image tower's features take a gradient.
         peak: bytes at the worst moment beside weights and images, gradients among them; 0 for a step of real numbers.
     """
 
@@ -38,7 +37,6 @@ class Step(NamedTuple):
     backward: dict[str, int]
     kept: dict[str, int]
     images: dict[str, int]
-    learns: bool
     peak: int
 
 
@@ -116,7 +114,6 @@ def count_step(trainer: Any, batch: dict[str, Any]) -> Step:
     with _watching(trainer) as watch, counted_flops() as counter:
         watch.flops = counter.get_total_flops
         loss = _loss(trainer, batch)
-        learns = any(part == IMAGE for part, _, _ in watch.cuts)
         watch.forward[REST] = counter.get_total_flops() - sum(watch.forward.values())
         for part, run in _backwards(loss, watch):
             before = counter.get_total_flops()
@@ -125,7 +122,7 @@ def count_step(trainer: Any, batch: dict[str, Any]) -> Step:
     del loss
     _forget(trainer)
     kept, peak = _memory(trainer, batch)
-    return Step(watch.forward, backward, kept, watch.images, learns, peak)
+    return Step(watch.forward, backward, kept, watch.images, peak)
 
 
 def _loss(trainer: Any, batch: dict[str, Any]) -> Tensor:

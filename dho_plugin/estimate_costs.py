@@ -66,11 +66,9 @@ def flops_of(trainer: Any, step: Step, whole: Text | None) -> dict[str, dict[str
     peers = dict(live)
     if whole is not None:
         peers |= {f"{TEXT} forward": whole.forward, f"{TEXT} backward": whole.backward}
-    stored = {**live, f"{REFERENCE} forward": 0}
-    if isinstance(trainer.taught_by(), ZeroShotTeacher):
-        stored[f"{TEACHER} forward"] = 0
-    if not step.learns:
-        stored[f"{IMAGE} forward"] = 0
+    teacher = isinstance(trainer.taught_by(), ZeroShotTeacher)
+    gone = {TEACHER: teacher, IMAGE: trainer.frozen_backbone, REFERENCE: trainer.regularized}
+    stored = live | {f"{part} forward": 0 for part, kept in gone.items() if kept}
     return {"peers": peers, "live": live, "stored": stored}
 
 
@@ -108,36 +106,37 @@ def views_needed(source: ViewSource, positions: int, views: int) -> int:
     """How many different views the first `positions` of a source's order ask for, if none comes out the same by chance.
 
     Args:
-        views: STORE.VIEWS.
+        views: of an image, after which they come again; 0 for one in each pass.
     """
-    random = math.inf if source.policy.crop else 2 if source.policy.flip else 1
-    return int(min(positions, min(views or math.inf, random) * len(source.paths)))
+    different = math.inf if source.policy.crop else 2 if source.policy.flip else 1
+    return int(min(positions, min(views or math.inf, different) * len(source.paths)))
 
 
 def store_of(cfg: Any, trainer: Any, step: Step, run: dict[str, Any]) -> dict[str, Any]:
-    """What is kept in STORE.DIR for a fresh view each pass and for STORE.VIEWS, and what computing it takes."""
-    batches, found = trainer.train_loader_x.batches, []
+    """What STORE.DIR would keep with a fresh view in each pass and as configured, and what computing it takes."""
+    batches = trainer.train_loader_x.batches
     number = 4 if trainer.precision.name == "fp32" else 2
-    labeled = [(batches.labeled, run["batch"])]
-    both = labeled + ([(batches.unlabeled, run["unlabeled_batch"])] if batches.unlabeled is not None else [])
+    labeled = [(batches.labeled, run["steps"] * run["batch"])]
+    both = [*labeled, (batches.unlabeled, run["steps"] * run["unlabeled_batch"])][: 1 + bool(run["unlabeled_batch"])]
     parts = []
     if isinstance(trainer.taught_by(), ZeroShotTeacher):
         parts.append((TEACHER, both, trainer.taught_by().width))
-    if not step.learns and step.images[IMAGE]:
+    if trainer.frozen_backbone:
         parts.append((IMAGE, both, trainer.student.width))
-    elif step.images[REFERENCE]:
-        parts.append((REFERENCE, both if step.images[REFERENCE] > run["batch"] else labeled, trainer.student.width))
-    for views in dict.fromkeys((0, cfg.STORE.VIEWS)):
+    elif trainer.regularized:
+        parts.append((REFERENCE, labeled, trainer.student.width))
+    found = []
+    for fresh in (True, False):
         for part, sources, width in parts:
-            wanted = sum(views_needed(source, run["steps"] * size, views) for source, size in sources)
-            one = step.forward[part] // step.images[part]
-            size = wanted * (VIEW.itemsize + number * width)
-            found.append({"of": part, "views": views, "stored": wanted, "bytes": size, "flops": wanted * one})
+            stored = sum(views_needed(source, shown, 0 if fresh else source.views) for source, shown in sources)
+            work = stored * (step.forward[part] // step.images[part])
+            size = stored * (VIEW.itemsize + number * width)
+            found.append({"of": part, "fresh": fresh, "views": stored, "bytes": size, "flops": work})
     free = None
     if cfg.STORE.DIR:
         folder = Path(cfg.STORE.DIR).expanduser().absolute()
         free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.is_dir())).free
-    return {"folder": cfg.STORE.DIR, "views": cfg.STORE.VIEWS, "free": free, "kept": found}
+    return {"folder": cfg.STORE.DIR, "free": free, "kept": found}
 
 
 def cost_on(gpu: GPU, found: dict[str, Any], *, efficiency: float, decode_ms: float | None) -> dict[str, Any]:
@@ -147,10 +146,10 @@ def cost_on(gpu: GPU, found: dict[str, Any], *, efficiency: float, decode_ms: fl
         found: what `estimate` has found so far. efficiency: share of the peak that is reached.
         decode_ms: CPU time of an image's views on one core; None for DECODE_MS and, for two sizes, DECODE_TWO_MS.
     """
-    run, flops, views = found["run"], found["flops"], found["store"]["views"]
+    run, flops = found["run"], found["flops"]
     peak = gpu.single if found["precision"] == "fp32" else gpu.half
     rate = peak * 1e12 * efficiency
-    filling = sum(row["flops"] for row in found["store"]["kept"] if row["views"] == views)
+    filling = sum(row["flops"] for row in found["store"]["kept"] if not row["fresh"])
     seconds = {way: run["steps"] * sum(of.values()) / rate for way, of in flops.items()}
     two = None not in run["sizes"] and len(set(run["sizes"])) > 1
     images = run["steps"] * (run["batch"] + run["unlabeled_batch"])

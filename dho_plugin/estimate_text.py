@@ -91,12 +91,14 @@ def _memory(found: dict[str, Any]) -> Iterator[str]:
 
 def _store(found: dict[str, Any]) -> Iterator[str]:
     store = found["store"]
-    for row in store["kept"]:
-        views = f"STORE.VIEWS {row['views']}" + ", a fresh view each pass" * (not row["views"])
-        of = "teacher's features" if row["of"] == TEACHER else "frozen student's features"
-        yield f"{views}: {row['stored']:,} views of the {of}, {amount(row['bytes'])}, {row['flops'] / 1e15:.3g} PFLOP"
+    ways = {fresh: [row for row in store["kept"] if row["fresh"] == fresh] for fresh in (True, False)}
+    again = [row["views"] for row in ways[True]] != [row["views"] for row in ways[False]]
+    for fresh, name in ((True, "a fresh view in each pass"), (False, "STORE.VIEWS as configured")):
+        for row in ways[fresh] if fresh or again else ():
+            of = "the teacher" if row["of"] == TEACHER else "the frozen student"
+            yield f"Stored, {name}: {row['views']:,} of {of}, {amount(row['bytes'])}, {_work(row['flops'])} to fill"
     if store["free"] is not None:
-        wanted = sum(row["bytes"] for row in store["kept"] if row["views"] == store["views"])
+        wanted = sum(row["bytes"] for row in ways[False])
         short = ": TOO LITTLE" if wanted > store["free"] else ""
         yield printable(f"STORE.DIR {store['folder']}: {amount(store['free'])} free{short}")
 
@@ -131,10 +133,22 @@ def amount(size: float) -> str:
     return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / MIB:,.2f} MiB"
 
 
+def _work(flops: float) -> str:
+    return f"{flops / 1e15:,.3g} PFLOP" if flops < 1e18 else f"{flops / 1e18:,.3g} EFLOP"
+
+
 def _digits(value: float) -> str:
     if not value:
         return "-"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.2g}"
+    return (
+        f"{value:,.0f}"
+        if value >= 1000
+        else f"{value:,.1f}"
+        if value >= 100
+        else f"{value:.2f}"
+        if value >= 1
+        else f"{value:.2g}"
+    )
 
 
 def _time(hours: float) -> str:
