@@ -58,8 +58,10 @@ class Shape(Tensor):
 
     @staticmethod
     def __new__(cls, meta: Tensor) -> Shape:
-        layout = {"strides": meta.stride(), "storage_offset": meta.storage_offset()}
-        self = Tensor._make_wrapper_subclass(cls, meta.size(), dtype=meta.dtype, device="cpu", **layout)
+        at = meta.storage_offset()
+        self: Shape = Tensor._make_wrapper_subclass(  # type: ignore[assignment]
+            cls, meta.size(), strides=meta.stride(), storage_offset=at, dtype=meta.dtype, device=torch.device("cpu")
+        )
         self._hold(meta)
         return self
 
@@ -71,7 +73,9 @@ class Shape(Tensor):
         self.meta, self._block = meta, block
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         name, kwargs = func.overloadpacket.__name__, dict(kwargs or {})
         if name.endswith("_") and not name.startswith("_"):
             return args[0]  # changed in place: in its numbers alone
