@@ -70,7 +70,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def configuration(args: argparse.Namespace) -> Any:
     """The run's configuration; without --root that of a dataset that is not there, if its numbers are published."""
-    if args.root or args.data:
+    if _root_given(args):
         return cli.build_config(args)
     cfg = cli.build_config(argparse.Namespace(**{**vars(args), "root": "."}))
     if can_imagine(cfg.DATASET.NAME):
@@ -78,14 +78,18 @@ def configuration(args: argparse.Namespace) -> Any:
     return cli.build_config(args)
 
 
+def _root_given(args: argparse.Namespace) -> bool:
+    return bool(args.root or args.data) or "DATASET.ROOT" in args.opts[::2]
+
+
 def estimate(cfg: Any, args: argparse.Namespace) -> dict[str, Any]:
     """All numbers of the report, as plain dictionaries and lists."""
     kind = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-    there = not can_imagine(cfg.DATASET.NAME) or bool(args.root and is_there(cfg))
+    there = not can_imagine(cfg.DATASET.NAME) or (_root_given(args) and is_there(cfg))
     if not hasattr(kind, "learned"):
         raise UsageError(f"{cfg.TRAINER.NAME} is none of our trainers: its step cannot be taken apart")
     gpu = GPUS[args.gpu] if args.gpu else None
-    with _after_stage_one(cfg, args, there) as behind, _quietly(), weightless():
+    with after_stage_one(cfg, args, there=there) as behind, _quietly(), weightless():
         trainer, batch = _built(_without_weights(behind, kind), there)
         _say("counting a step")
         step = _counted(trainer, batch, cfg.MODEL.TEXT_CHUNK, gpu)
@@ -136,8 +140,12 @@ def _quietly() -> Iterator[None]:
 
 
 @contextmanager
-def _after_stage_one(cfg: Any, args: argparse.Namespace, there: bool) -> Iterator[Any]:
-    """The configuration of a stage two behind zeros of the shapes that its stage one would learn."""
+def after_stage_one(cfg: Any, args: argparse.Namespace, *, there: bool) -> Iterator[Any]:
+    """The configuration of a stage two behind zeros of the shapes that its stage one would learn; else cfg itself.
+
+    Args:
+        there: whether the dataset's images are.
+    """
     stage_one = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "stage_one", "")
     if not stage_one or cfg.TRAINER.CASPL.BOOSTING:
         yield cfg

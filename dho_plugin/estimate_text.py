@@ -33,11 +33,13 @@ def _run(found: dict[str, Any]) -> Iterator[str]:
     run = found["run"]
     names = f"{found['trainer']} on {found['student']}" + (f", taught by {found['teacher']}" * bool(found["teacher"]))
     yield printable(f"{names}, {found['precision']}")
-    source = "there" if found["data"] else "not there: published numbers, and ImageNet's class names"
-    where = f"{found['dataset']} ({source})"
     yield printable(
-        f"{where}: {run['classes']:,} classes, {run['labeled']:,} labelled and {run['unlabeled']:,} unlabelled images"
+        f"{found['dataset']}: {run['classes']:,} classes, {run['labeled']:,} labelled and {run['unlabeled']:,} "
+        "unlabelled images, "
+        + (f"found in {found['data']}" if found["data"] else "by published numbers: they are not here")
     )
+    if not found["data"] and found["dataset"] != "ImageNet":
+        yield "ImageNet's class names stand for its own, which come with the images"
     beside = f" + {run['unlabeled_batch']} unlabelled" if run["unlabeled_batch"] else ""
     if run["steps"]:
         yield (
@@ -93,7 +95,7 @@ def _store(found: dict[str, Any]) -> Iterator[str]:
     store = found["store"]
     ways = {fresh: [row for row in store["kept"] if row["fresh"] == fresh] for fresh in (True, False)}
     again = [row["views"] for row in ways[True]] != [row["views"] for row in ways[False]]
-    for fresh, name in ((True, "a fresh view in each pass"), (False, "STORE.VIEWS as configured")):
+    for fresh, name in ((True, "a fresh view in each pass"), (False, "by STORE.VIEWS and LABELED_VIEWS")):
         for row in ways[fresh] if fresh or again else ():
             of = "the teacher" if row["of"] == TEACHER else "the frozen student"
             yield f"Stored, {name}: {row['views']:,} of {of}, {amount(row['bytes'])}, {_work(row['flops'])} to fill"
@@ -106,13 +108,16 @@ def _store(found: dict[str, Any]) -> Iterator[str]:
 def _gpu(found: dict[str, Any]) -> Iterator[str]:
     gpu, run = found["gpu"], found["run"]
     hours, stored = gpu["hours"], found["store"]["kept"]
-    yield (
-        f"{gpu['name']}, {gpu['peak_tflops']:g} TFLOP/s at {100 * gpu['efficiency']:g} %, arithmetic alone: peers' way "
-        f"{_time(hours['peers'])}, here {_time(hours['live'])}"
-        + (f", stored {_time(hours['stored'])} after {_time(hours['filling'])} of filling once" if stored else "")
-    )
     if not run["steps"]:
         return
+
+    def taken(way: str) -> str:
+        return f"{_time(hours[way])} ({_digits(hours[way] * 3.6e6 / run['steps'])} ms a step)"
+
+    yield f"Arithmetic alone, {gpu['name']}, {gpu['peak_tflops']:g} TFLOP/s at {100 * gpu['efficiency']:g} %:"
+    yield f"  peers' way {taken('peers')}, here {taken('live')}"
+    if stored:
+        yield f"  stored {taken('stored')}, after {_time(hours['filling'])} of filling once"
     ways = {"live": "here", "stored": "stored"} if stored else {"live": "here"}
     for way, name in ways.items():
         loader = gpu["loader"][way]

@@ -59,7 +59,7 @@ class Shape(Tensor):
     @staticmethod
     def __new__(cls, meta: Tensor) -> Shape:
         at = meta.storage_offset()
-        self: Shape = Tensor._make_wrapper_subclass(  # type: ignore[assignment]
+        self: Shape = Tensor._make_wrapper_subclass(
             cls, meta.size(), strides=meta.stride(), storage_offset=at, dtype=meta.dtype, device=torch.device("cpu")
         )
         self._hold(meta)

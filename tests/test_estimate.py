@@ -21,6 +21,7 @@ from dho_plugin.host import DATASET_REGISTRY, TRAINER_REGISTRY, build_dataset
 from dho_plugin.imagined import LABELED, imagined
 from dho_plugin.measuring import counted_flops
 from dho_plugin.prompts import PromptLearner
+from dho_plugin.saved import read_checkpoint
 from dho_plugin.text_memory import kept_bytes
 from dho_plugin.vlm import imagenet_classnames, random_vlm, untrained
 from dho_plugin.weightless import MEMORY, Shape, empty, weightless
@@ -138,7 +139,7 @@ def test_steps_that_are_said_to_cost_more_take_longer(workspace, real):
 
 @pytest.mark.parametrize(("name", "options"), [("CoOpDHO", ""), ("PromptSRCDHO", "STORE.LABELED_VIEWS 2")])
 def test_the_store_takes_the_bytes_that_were_predicted(workspace, tmp_path, name, options):
-    options = f"STORE.DIR {tmp_path / 'store'} OPTIM.MAX_EPOCH 5 {options}"
+    options = f"STORE.DIR {tmp_path / 'store'} OPTIM.MAX_EPOCH 4 {options}"
     found = predict(workspace, name, options)["store"]
     runs.make(workspace, name, tmp_path / "run", "", options).train()
     written = [p.stat().st_size for kind in ("views", "features") for p in (tmp_path / "store").glob(f"*/*.{kind}")]
@@ -219,20 +220,17 @@ def test_coop_on_imagenet_without_its_images(capsys, monkeypatch, tmp_path):
     assert total(found, "stored") / 1e12 == pytest.approx(0.64, rel=0.01)
     assert found["memory"]["kept text, peers"] / 2**30 == pytest.approx(24.9 / 2, rel=0.02)
     said = capsys.readouterr()
-    assert "not there: published numbers" in said.out and "the loader is the limit" in said.out
+    assert "by published numbers: they are not here" in said.out and "the loader is the limit" in said.out
     assert "no image is decoded" in said.out and "counting a step" in said.err
     assert DATASET_REGISTRY.get("ImageNet").__module__ != "dho_plugin.imagined"
 
 
 def test_stage_two_is_counted_behind_what_stage_one_would_learn(workspace):
-    flags = f"--trainer CoOpCasPL --dataset imagenet --root {workspace} --shots 2 --backbone shapes-student".split()
-    found = []
-    for tokens in (2, 8):
-        args = estimate.parse(
-            [*flags, *f"TRAINER.CASPL.SENIOR shapes-teacher TRAINER.CASPL.N_CTX_TEXT {tokens}".split()]
-        )
-        found.append(estimate.estimate(estimate.configuration(args), args)["flops"]["live"]["text forward"])
-    assert found[1] > found[0]
+    models = "--backbone shapes-student TRAINER.CASPL.SENIOR shapes-teacher TRAINER.CASPL.N_CTX_TEXT 6"
+    args = estimate.parse(f"--trainer CoOpCasPL --dataset imagenet --root {workspace} --shots 2 {models}".split())
+    with estimate.after_stage_one(estimate.configuration(args), args, there=True) as cfg:
+        state = read_checkpoint(Path(cfg.TRAINER.CASPL.BOOSTING), "boosting", None)["state_dict"]
+    assert len(state["ctx"]) == 6 and state["ctx"].count_nonzero() == 0
 
 
 # Datasets whose images are elsewhere
