@@ -100,7 +100,7 @@ def measure(row: Row, repeats: int, device: torch.device) -> Measured:
     for number in range(repeats):
         order = (row.peers, row.ours) if number % 2 == 0 else (row.ours, row.peers)
         seconds = {call: timed(call, device, 1, clock) for call in order}
-        ratios.append(seconds[row.peers] / seconds[row.ours])
+        ratios.append(row.scale * seconds[row.peers] / seconds[row.ours])
     return Measured(row, apart, ratios)
 
 

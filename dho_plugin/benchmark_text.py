@@ -5,7 +5,8 @@ The peers' way is written out here: every prompt of every class runs through the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from math import nan
 from typing import Any, NamedTuple
 
 import torch
@@ -22,15 +23,20 @@ TOLERANCE = 1e-5  # of a gradient, relative, in float32
 
 
 class Row(NamedTuple):
-    """Two ways to one result. wanted: how many times faster ours is to be, None for no demand.
+    """Two ways to one result.
 
-    peers, ours: calls that do the work and return what is compared: features and gradients.
+    Attributes:
+        peers, ours: calls that do the work and return what is compared, such as features and gradients.
+        wanted: how many times faster ours is to be, None for no demand. scale: how many calls of the peers' do the work
+        of one of ours. compared: whether the results are to be the same.
     """
 
     name: str
     peers: Callable[[], list[Tensor]]
     ours: Callable[[], list[Tensor]]
     wanted: float | None
+    scale: float = 1.0
+    compared: bool = True
 
 
 class Memory(NamedTuple):
@@ -42,16 +48,32 @@ class Memory(NamedTuple):
     wanted: float
 
 
+class WholePrompts(nn.Module):
+    """Encoders as CoOp and PromptSRC have them: all tokens of all prompts, up to the longest that the tower reads."""
+
+    def __init__(self, vlm: VLM) -> None:
+        super().__init__()
+        self.vlm, self.logit_scale = vlm, vlm.logit_scale
+
+    def encode_image(self, images: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
+        """As VLM.encode_image."""
+        return self.vlm.encode_image(images, prompts)
+
+    def encode_text_embeddings(
+        self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor] = (), shared: int = 1
+    ) -> Tensor:
+        """As VLM.encode_text_embeddings; that some tokens are shared is not used."""
+        text = self.vlm._causal_text()
+        missing = self.vlm.context_length - embeddings.shape[1]
+        x = F.pad(embeddings, (0, 0, 0, missing)).to(self.vlm.dtype) + text.positional_embedding
+        x = run_blocks(text.transformer, x, deep, at=1, mask=text.attn_mask)
+        x = text.ln_final(x[torch.arange(len(x), device=x.device), end])
+        return text.text_projection(x) if isinstance(text.text_projection, nn.Module) else x @ text.text_projection
+
+
 def whole_prompts(vlm: VLM, learner: PromptLearner) -> Tensor:
-    """Text features (C, width) as CoOp and PromptSRC compute them: all tokens of all prompts, up to the longest that
-    the tower reads."""
-    text = vlm._causal_text()
-    prompts, end, deep, _ = learner()
-    missing = vlm.context_length - prompts.shape[1]
-    x = F.pad(prompts, (0, 0, 0, missing)).to(vlm.dtype) + text.positional_embedding
-    x = run_blocks(text.transformer, x, deep, at=1, mask=text.attn_mask)
-    x = text.ln_final(x[torch.arange(len(x), device=x.device), end])
-    return text.text_projection(x) if isinstance(text.text_projection, nn.Module) else x @ text.text_projection
+    """Text features (C, width) the peers' way."""
+    return WholePrompts(vlm).encode_text_embeddings(*learner())
 
 
 def step(encode: Callable[[], Tensor], learner: PromptLearner) -> list[Tensor]:
@@ -92,7 +114,9 @@ def rows(vlm: VLM, names: list[str]) -> Iterator[Row]:
 
 
 def difference(row: Row) -> float:
-    """The largest relative difference of the two results, tensor by tensor."""
+    """The largest relative difference of the two results, tensor by tensor; nan where they are not to be compared."""
+    if not row.compared:
+        return nan
     pairs = zip(row.peers(), row.ours(), strict=True)
     return max(float((a - b).norm() / a.norm().clamp_min(1e-12)) for a, b in pairs)
 

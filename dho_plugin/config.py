@@ -60,7 +60,8 @@ SHARED: dict[str, dict[str, Any]] = {
     "INPUT": {"BAD_IMAGES": "stop"},
     # TOKEN_MERGING: tokens that a CLIP ViT merges in each layer when it evaluates (ToMe)
     # TEXT_CHUNK: learned prompts encoded at a time, and once more for the gradient; 0: all, -1: what memory allows
-    "MODEL": {"TOKEN_MERGING": 0, "TEXT_CHUNK": -1},
+    # COMPILE: a backend of torch.compile, such as inductor, for the image towers in training; empty for none
+    "MODEL": {"TOKEN_MERGING": 0, "TEXT_CHUNK": -1, "COMPILE": ""},
     # DIR: folder where what frozen models say of the views is kept and read from: a zero-shot teacher's features, those
     # of a student whose image tower is frozen, PromptSRC's frozen reference; empty for none
     # VIEWS: views of an image, after which they come again; 0 for a fresh one in each pass, the paper's recipe

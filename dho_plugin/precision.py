@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .errors import check_choice
 
-CHOICES = ("fp32", "fp16", "amp")
+CHOICES = ("fp32", "fp16", "amp", "bf16")
 # Where half precision is faster; a CPU could compute in it, several times slower than in fp32.
 HALF_DEVICES: tuple[str, ...] = ("cuda",)
 
@@ -20,9 +20,10 @@ HALF_DEVICES: tuple[str, ...] = ("cuda",)
 class Precision:
     """How a run computes.
 
-    fp32: everything in float32. amp: float32 weights under autocast with loss scaling. fp16: the same, with the frozen
-    towers stored in float16 (learned parameters stay float32, which CoOp's fp16 does not do). On a CPU both become
-    fp32 with one warning.
+    fp32: everything in float32. amp: float32 weights under autocast to float16 with loss scaling. fp16: the same, with
+    the frozen towers stored in float16 (learned parameters stay float32, which CoOp's fp16 does not do). bf16: as fp16
+    with bfloat16, whose range needs no loss scaling; only when asked for, so that amp means the same on every GPU. On a
+    CPU all become fp32, on a GPU without bfloat16 bf16 becomes amp, with one warning. Heads compute in float32 always.
 
     Args:
         asked: CoOp's PREC. device: where the model is.
@@ -31,20 +32,29 @@ class Precision:
     def __init__(self, asked: str, device: torch.device) -> None:
         check_choice("precision", asked, CHOICES)
         self.name = asked if device.type in HALF_DEVICES else "fp32"
+        if self.name == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+            self.name = "amp"
         if self.name != asked:
             warnings.warn(
-                f"PREC {asked} needs a GPU; this run is on the {device.type} and computes in fp32", stacklevel=2
+                f"PREC {asked} needs {'a GPU of compute capability 8' if self.name == 'amp' else 'a GPU'}; this run is "
+                f"on the {device.type} and computes in {self.name}",
+                stacklevel=2,
             )
         self.device_type = device.type
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name != "fp32")
+        self.half = torch.bfloat16 if self.name == "bf16" else torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name in ("fp16", "amp"))
 
     def store(self, frozen: nn.Module) -> nn.Module:
-        """Store a frozen module as this precision wants it."""
-        return frozen.half() if self.name == "fp16" else frozen
+        """Store a frozen module as this precision wants it, the weights of convolutions with their channels last."""
+        return _channels_last(frozen.to(self.half) if self.name in ("fp16", "bf16") else frozen)
+
+    def lay_out(self, trained: nn.Module) -> nn.Module:
+        """The same layout for a module that is trained, on a GPU; on a CPU its backward pass would be slower."""
+        return _channels_last(trained) if self.device_type == "cuda" else trained
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context for forward passes."""
-        return torch.autocast(self.device_type, dtype=torch.float16, enabled=self.name != "fp32")
+        return torch.autocast(self.device_type, dtype=self.half, enabled=self.name != "fp32")
 
     def backward_and_update(self, loss: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Backward pass and one step of each optimiser; gradients must have been cleared.
@@ -75,3 +85,9 @@ def read_later(flag: Tensor) -> Callable[[], bool]:
         return bool(here)
 
     return wait
+
+
+def _channels_last(module: nn.Module) -> nn.Module:
+    """Convolutional networks alone: the one convolution of a ViT makes tokens."""
+    several = sum(isinstance(part, nn.Conv2d) for part in module.modules()) > 1
+    return module.to(memory_format=torch.channels_last) if several else module

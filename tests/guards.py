@@ -200,7 +200,7 @@ GUARDS = (
           "tests/test_trainers.py::test_a_class_that_cannot_be_mapped_stops_the_run_before_training"),
     Guard(27, "shared names are said", "trainers/data.py", "_say_shared_names(class_list(dataset))", "pass",
           "tests/test_own_layouts.py::test_two_folders_of_one_name_stay_two_classes_and_are_named_once"),
-    Guard(28, "a teacher's rows are the student's classes", "trainers/base.py",
+    Guard(28, "a teacher's rows are the student's classes", "trainers/evaluated.py",
           "self.test_rows = trained_on.rows(self.test_classes)", "self.test_rows = None",
           "tests/test_faults.py::test_a_teacher_with_its_classes_in_another_order_teaches_the_same"),
     Guard(28, "rows of another order do not load", "dho_plugin/classes.py",

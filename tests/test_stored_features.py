@@ -10,6 +10,7 @@ import pytest
 import runs
 import torch
 
+from dho_plugin import precision
 from dho_plugin.errors import UsageError
 from dho_plugin.stored_features import StoredFeatures
 from dho_plugin.towers import VLM
@@ -34,12 +35,7 @@ LIVE = [
 
 @pytest.mark.parametrize("name", LIVE)
 def test_a_live_and_a_stored_run_learn_the_same(workspace, tmp_path, name):
-    options = ""
-    if name.endswith("CasPL") and name != "CasPL":
-        runs.run(workspace, "CasPL", tmp_path / "one")
-        options = f"TRAINER.CASPL.BOOSTING {tmp_path / 'one'} "
-    if name == "TipAdapterF":
-        options = "TRAINER.TIPADAPTER.CHOOSE fixed "
+    options = "TRAINER.TIPADAPTER.CHOOSE fixed "
     live = train(workspace, name, tmp_path / "live", options)
     stored = train(workspace, name, tmp_path / "stored", f"{options}STORE.DIR {tmp_path / 'store'}")
     for one, other in zip(live, stored, strict=True):
@@ -56,6 +52,18 @@ def test_as_many_views_as_epochs_are_the_live_run_for_twenty_steps(workspace, tm
     batches = trainer.train_loader_x.batches
     for source, size in ((batches.labeled, batches.batch_size), (batches.unlabeled, batches.unlabeled_size)):
         assert 7 * len(trainer.train_loader_x) >= 20 and source.order[7 * len(trainer.train_loader_x) * size - 1][1] < 7
+    for one, other in zip(live, learned(trainer), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("prec", ["amp", "bf16"])
+def test_half_precision_is_stored_as_it_was_computed(workspace, tmp_path, monkeypatch, prec):
+    monkeypatch.setattr(precision, "HALF_DEVICES", ("cpu",))
+    options = runs.PRECISION.replace("fp32", prec) + " OPTIM.NAME sgd "
+    live = train(workspace, "LinearProbeDHO", tmp_path / "live", options)
+    trainer = runs.make(workspace, "LinearProbeDHO", tmp_path / "a", "", f"{options}STORE.DIR {tmp_path / 'store'}")
+    trainer.train()
+    assert {trainer.stored.store.model.dtype, trainer.teacher.stored.store.model.dtype} == {"float16"}
     for one, other in zip(live, learned(trainer), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
@@ -214,7 +222,7 @@ def test_labelled_images_may_have_views_of_their_own_number(workspace, tmp_path,
     assert len(batches.labeled.numbers) == 1 < len(batches.unlabeled.numbers)
     assert views_of(trainer, ("labeled",)) <= len(batches.labels) and looked.views["teacher"] == views_of(trainer)
     said = capsys.readouterr().out
-    assert "STORE: 1 views of each labelled image" in said and "each unlabelled" not in said
+    assert "STORE: views of each labelled image: 1," in said and "each unlabelled" not in said
 
 
 def test_what_cannot_be_stored_is_refused(workspace, tmp_path, monkeypatch):
@@ -238,7 +246,7 @@ def test_views_that_come_again_are_called_a_deviation(workspace, tmp_path, capsy
     assert runs.cli.main(words) == 0
     assert "3 of each labelled image and then these again (a deviation)" in capsys.readouterr().out
     runs.make(workspace, "LinearProbe", tmp_path / "b", "", "STORE.VIEWS 3").train()
-    assert "STORE: 3 views of each labelled image, then these again" in capsys.readouterr().out
+    assert "STORE: views of each labelled image: 3, then these again" in capsys.readouterr().out
 
 
 def test_the_manifest_knows_the_stored_teacher(workspace, tmp_path):

@@ -434,19 +434,20 @@ def test_half_precision_on_a_cpu_becomes_fp32_with_a_warning(workspace, tmp_path
 
 
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("prec", ["amp", "fp16"])
+@pytest.mark.parametrize("prec", ["amp", "fp16", "bf16"])
 def test_half_precision_trains_close_to_fp32(workspace, tmp_path, monkeypatch, name, prec):
-    """The path that a GPU takes, computed on the CPU: autocast, loss scaling, and fp16's half-stored towers."""
+    """The path that a GPU takes, computed on the CPU: autocast, loss scaling, and towers that are stored in half."""
     monkeypatch.setattr(precision, "HALF_DEVICES", ("cpu",))
     moves = {}
     for which in ("fp32", prec):
         options = runs.PRECISION.replace("fp32", which) + " TRAINER.DHO.STEPS_PER_EPOCH 1"
         trainer = runs.make(workspace, name, tmp_path / which, "", f"{options} OPTIM.MAX_EPOCH 1 OPTIM.NAME sgd")
-        stored = torch.float16 if which == "fp16" and not trainer.trains_student else torch.float32
-        assert trainer.vlm.dtype == stored
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(which, torch.float32)
+        assert trainer.vlm.dtype == (torch.float32 if trainer.trains_student else half)
         # The usual first scale overflows and the step is skipped, as it should be; one step is to be compared here.
-        assert trainer.precision.scaler.is_enabled() == (which != "fp32")
-        trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=which != "fp32")
+        scaled = which in ("fp16", "amp")
+        assert trainer.precision.scaler.is_enabled() == scaled
+        trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=scaled)
         before = weights(trainer)
         trainer.train()
         assert 0 <= trainer.last_accuracy <= 100
@@ -455,6 +456,20 @@ def test_half_precision_trains_close_to_fp32(workspace, tmp_path, monkeypatch, n
     for key, move in moves["fp32"].items():
         assert not torch.equal(moves[prec][key], move)
         assert float(torch.cosine_similarity(moves[prec][key].flatten(), move.flatten(), dim=0)) > 0.98, key
+
+
+@pytest.mark.parametrize("name", ["VPTDHO", "StudentDHO"])
+def test_compiled_towers_learn_the_same(workspace, tmp_path, name):
+    final = []
+    for options in ("", "MODEL.COMPILE aot_eager"):
+        trainer = runs.make(workspace, name, tmp_path / options[-5:].strip(), "", f"{options} OPTIM.MAX_EPOCH 1")
+        trainer.train()
+        assert (trainer.backbone._compiled_call_impl is not None) == bool(options)
+        assert (trainer.teacher.vlm.model.visual._compiled_call_impl is not None) == bool(options)
+        final.append(weights(trainer))
+    assert all(torch.allclose(value, final[1][key], rtol=0, atol=1e-5) for key, value in final[0].items())
+    with pytest.raises(UsageError, match="Did you mean 'inductor'"):
+        runs.make(workspace, name, tmp_path / "b", "", "MODEL.COMPILE induktor")
 
 
 def test_a_nan_loss_stops_before_the_step_is_applied(workspace, tmp_path, monkeypatch):

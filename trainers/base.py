@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..averaging import WeightedAverage
-from ..classes import ClassHead, ClassList, class_bound_states, class_list
+from ..classes import ClassHead, class_list
 from ..errors import UsageError, check_choice
 from ..heads import build_head
-from ..host import (
-    TrainerX,
-    build_evaluator,
-    build_lr_scheduler,
-    build_optimizer,
-    compute_accuracy,
-)
+from ..host import build_lr_scheduler, build_optimizer, compute_accuracy
 from ..labels import build_labeled_dataset
-from ..loaders import BAD_IMAGES, EpochLoader, Sizes
+from ..loaders import BAD_IMAGES, EpochLoader
 from ..losses import supervised_loss
 from ..manifest import begin, finish, named
 from ..pool import check_shots, check_trainable, copy_policy
@@ -36,20 +29,20 @@ from ..precision import CHOICES as PRECISIONS
 from ..precision import Precision
 from ..predicting import printable
 from ..prompts import PromptedClassifier
-from ..saved import best_so_far, flatten, load_part, prepare_resume, read_checkpoint, write_record
-from ..store import Contents
-from ..stored_features import Part, StoredFeatures, prepare
-from ..stored_teacher import StoredTeacher
+from ..saved import best_so_far, flatten, prepare_resume, write_record
+from ..stored_features import StoredFeatures
 from ..text_memory import plan
 from ..tome import TokenMergingVLM
 from ..towers import VLM, ImageEncoder
 from ..views import INTERPOLATIONS
 from ..vlm import load_vlm
 from .data import COUNTS, DataManager
-from .section import check_dataset, joined, single_prompt, stored_features
+from .evaluated import Evaluated
+from .section import check_dataset, joined, single_prompt
+from .storing import own_features, store_views
 
 
-class MethodTrainer(TrainerX):
+class MethodTrainer(Evaluated):
     """Trains a base method by cross-entropy on labelled images.
 
     Attributes:
@@ -88,14 +81,6 @@ class MethodTrainer(TrainerX):
         """Return h_CE: features (N, d) -> the method's own class logits (N, C)."""
         raise NotImplementedError
 
-    def learned(self) -> dict[str, nn.Module]:
-        """Return what is trained and saved, by the name of its checkpoint folder."""
-        raise NotImplementedError
-
-    def frozen_parts(self) -> dict[str, nn.Module]:
-        """Return what is saved and loaded beside the learned parts but not trained, by checkpoint folder."""
-        return {}
-
     def build_average(self) -> WeightedAverage | None:
         """Return the average over epochs that is deployed after the last one; None for the last weights themselves."""
         return None
@@ -126,6 +111,8 @@ class MethodTrainer(TrainerX):
         check_dataset(cfg)
         check_choice("INPUT.INTERPOLATION", cfg.INPUT.INTERPOLATION, INTERPOLATIONS)
         check_choice("INPUT.BAD_IMAGES", cfg.INPUT.BAD_IMAGES, BAD_IMAGES)
+        if cfg.MODEL.COMPILE:
+            check_choice("MODEL.COMPILE", cfg.MODEL.COMPILE, torch.compiler.list_backends(exclude_tags=()))
         check_choice("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, COUNTS)
         check_choice(f"TRAINER.{self.section}.PREC", cfg.TRAINER[self.section].PREC, PRECISIONS)
 
@@ -187,25 +174,13 @@ class MethodTrainer(TrainerX):
             resumed=self.start_epoch > 0,
         )
         if cfg.STORE.DIR:
-            self.store_views(cfg.STORE.DIR)
+            store_views(self)
+        if cfg.MODEL.COMPILE:
+            self.compile_towers(cfg.MODEL.COMPILE)
 
-    def store_views(self, folder: str) -> None:
-        """Have all that frozen models say of the run's views computed, and no pixels made that nobody looks at."""
-        batches, teacher = self.train_loader_x.batches, self.taught_by()
-        taught = [teacher.stored] if isinstance(teacher, StoredTeacher) else []
-        own = [self.stored] if self.stored is not None else []
-        if not taught and not own:
-            print("STORE.DIR: no model that sees the training images stays as it is here, so nothing is stored")
-            return
-        steps = len(self.train_loader_x) * self.max_epoch
-        parts = [Part(batches.labeled, self.labeled_positions(), list({*taught, *own}))]
-        if batches.unlabeled is not None:
-            readers = {*taught, *(own if self.frozen_backbone else [])}
-            parts.append(Part(batches.unlabeled, steps * batches.unlabeled_size, list(readers)))
-        prepare(parts, Contents(folder), self.cfg.DATALOADER.NUM_WORKERS)
-        for part in parts:
-            student, size = part.source.sizes
-            part.source.sizes = Sizes(None if self.frozen_backbone else student, None if taught else size)
+    def compile_towers(self, backend: str) -> None:
+        """Have torch.compile make the image tower's step, at the first one."""
+        self.backbone.compile(backend=backend)
 
     def labeled_positions(self) -> int:
         """How many images of the labelled order the run asks for."""
@@ -249,7 +224,9 @@ class MethodTrainer(TrainerX):
         self.merge_tokens(cfg.MODEL.TOKEN_MERGING)
         self.ce_head = self.build_ce_head()
         self.model = self.assemble().to(self.device)
-        if not self.trains_student:
+        if self.trains_student:
+            self.precision.lay_out(self.student)
+        else:
             self.precision.store(self.student)
         self._models.clear()
         self._optims.clear()
@@ -317,9 +294,7 @@ class MethodTrainer(TrainerX):
         """The frozen student's image features, where STORE.DIR is to keep them and the method wants them."""
         if not self.cfg.STORE.DIR or not (self.frozen_backbone or self.regularized):
             return None
-        own, teacher = stored_features(self.cfg, self.vlm, self.precision, self.device), self.taught_by()
-        same = isinstance(teacher, StoredTeacher) and teacher.stored.store.folder == own.store.folder
-        return teacher.stored if same else own
+        return own_features(self)
 
     def features(self, batch: dict[str, Any]) -> Tensor:
         """Image features (N + M, d) of a training batch, its labelled and then its unlabelled images."""
@@ -380,24 +355,6 @@ class MethodTrainer(TrainerX):
         rows = weight.detach() if self.test_rows is None else weight.detach()[self.test_rows]
         return nn.functional.normalize(rows.float(), dim=-1)
 
-    def model_inference(self, images: Tensor) -> Tensor:
-        with self.precision.autocast():
-            logits = self.model(images).float()
-        return logits if self.test_rows is None else logits[:, self.test_rows]
-
-    def test(self, split: str | None = None) -> float:
-        """Evaluate; the accuracy in percent stays in `last_accuracy`, since Dassl's train() returns nothing.
-
-        Where there are no images to evaluate it is nan: the hosts would divide by their number.
-        """
-        validation = (split or self.cfg.TEST.SPLIT) == "val" and self.val_loader is not None
-        if self.test_loader is None and not validation:
-            print(f"{self.cfg.DATASET.NAME} has no test images here: nothing is evaluated")
-            self.last_accuracy = math.nan
-        else:
-            self.last_accuracy = super().test(split)
-        return self.last_accuracy
-
     def after_train(self) -> None:
         # Dassl was renamed from "Finished" to "Finish training"; result parsers of either age must find their line.
         print("Finished training")
@@ -413,59 +370,3 @@ class MethodTrainer(TrainerX):
         """What every result has to say of itself."""
         oracle = (self.interpolated() or {}).get("chosen") == "oracle"
         return ["oracle"] * oracle + ["transductive"] * bool(self.transductive)
-
-    # Checkpoints
-
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load what `learned` names, whatever classes the dataset at hand has.
-
-        Parts that are bound to classes (heads, class-specific contexts) are loaded over the classes they were trained
-        on, and those of the dataset at hand are then picked from them by id. A generic context serves any classes.
-
-        Args:
-            directory: the run's output folder. epoch: of the checkpoint; None for the best, else the last.
-        """
-        if not directory:
-            raise UsageError("no model to load: give the output folder of a training run (--model-dir)")
-        states = {name: read_checkpoint(Path(directory), name, epoch)["state_dict"] for name in self.loaded_parts()}
-        lists = [found for name, state in states.items() for found in class_bound_states(self._models[name], state)]
-        if lists:
-            self.load_over(lists[0])
-        for name in self.loaded_parts():
-            load_part(f"{directory}/{name}", self._models[name], states[name])
-
-    def load_over(self, trained_on: ClassList) -> None:
-        """Rebuild the model over the classes of a checkpoint, and find the classes of the dataset at hand in them."""
-        self.test_rows = trained_on.rows(self.test_classes)
-        if trained_on != self.classes:
-            self.classes = trained_on
-            self.build_model()
-
-    def loaded_parts(self) -> list[str]:
-        """Parts of the model that an evaluation needs from a checkpoint."""
-        return [*self.learned(), *self.frozen_parts()]
-
-    # Other test sets
-
-    @contextmanager
-    def testing_on(self, dataset: Any, output: str = "") -> Iterator[None]:
-        """Within this context `test()` evaluates the test images of another dataset, over its own classes.
-
-        Args:
-            dataset: a Dassl dataset whose classes are among those the model was trained on.
-            output: folder for what the evaluator saves, so that the run's own results stay; empty for the run's.
-        """
-        kept = self.test_rows, self.test_loader, self.evaluator, self._writer
-        self._writer = None
-        self.test_rows = self.classes.rows(class_list(dataset))
-        self.test_loader = self.dm.evaluation_loader(dataset.test)
-        quiet = self.cfg.clone()
-        quiet.defrost()
-        quiet.VERBOSE = False
-        quiet.OUTPUT_DIR = output or quiet.OUTPUT_DIR
-        shown = {label: printable(name) for label, name in dataset.lab2cname.items()}
-        self.evaluator = build_evaluator(quiet, lab2cname=shown)
-        try:
-            yield
-        finally:
-            self.test_rows, self.test_loader, self.evaluator, self._writer = kept

@@ -78,9 +78,10 @@ class DataManager:
             f"{len(self.dataset.test or []):,} test images; "
             f"{steps:,} steps an epoch; order and views from seed {seed}"
         )
-        for kind, views in zip(("labelled", "unlabelled"), views_of_an_image(cfg), strict=True):
-            if views:
-                print(f"STORE: {views} views of each {kind} image, then these again; the paper's are fresh each pass")
+        labeled_views, views = views_of_an_image(cfg)
+        for kind, number in (("labelled", labeled_views), ("unlabelled", views if unlabeled else 0)):
+            if number:
+                print(f"STORE: views of each {kind} image: {number}, then these again; the paper's are always fresh")
         workers = min(cfg.DATALOADER.NUM_WORKERS, steps)  # started anew each epoch, which may be one step
         return EpochLoader(batches, steps=steps, workers=workers, pin_memory=self.pin_memory)
 

@@ -18,7 +18,7 @@ from ..pool import check_validation, copy_policy, unlabeled_paths
 from ..predicting import printable
 from ..saved import read_checkpoint
 from ..student import DualHeadStudent
-from ..teachers import Teacher, find_teacher
+from ..teachers import Teacher, ZeroShotTeacher, find_teacher
 from ..towers import VLM
 from .base import MethodTrainer
 from .section import (
@@ -64,6 +64,11 @@ class Distils(MethodTrainer):
 
     def taught_by(self) -> Teacher:
         return self.teacher
+
+    def compile_towers(self, backend: str) -> None:
+        super().compile_towers(backend)
+        if isinstance(self.teacher, ZeroShotTeacher):
+            self.teacher.vlm.model.visual.compile(backend=backend)
 
 
 class WithoutLabels(MethodTrainer):

@@ -1,0 +1,213 @@
+"""The rows of `python -m dho_plugin benchmark` on whole steps: our trainers with a warm store, against the peers' way.
+
+The peers' way is the same trainer without a store: teacher, frozen reference and image tower look at each view in each
+step, and all 77 tokens of every prompt run. Learning rates are 0, so that each repetition is the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from itertools import count
+from pathlib import Path
+from sys import stderr
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from .benchmark_text import Row, WholePrompts
+from .cli import build_config, parser
+from .host import build_trainer
+from .prompts import PromptedClassifier
+from .trainers.section import teacher_views
+from .vlm import imagenet_classnames
+
+IMAGES = 4  # different ones; each class shows one of them, so that few views need the teacher
+EVALUATED = 4  # images in a batch of the evaluation
+PEERS_BATCH = 2  # of a linear probe, whose peers' time is taken per image
+
+
+class Scale(NamedTuple):
+    """student, teacher: architectures. classes, batch: of a step of prompt learning. probe: batch of a linear probe."""
+
+    student: str
+    teacher: str
+    classes: int
+    batch: int
+    probe: int
+
+
+FULL = Scale("ViT-B/16", "ViT-L/14@336px", classes=20, batch=2, probe=512)
+QUICK = Scale("ViT-B/32", "ViT-B/16", classes=4, batch=1, probe=64)
+
+
+def write_images(folder: Path, classes: int) -> Path:
+    """One JPEG of 500 x 375 pixels for each class, in the layout of --data, under ImageNet's first class names."""
+    rng = np.random.default_rng(0)
+    for index, name in zip(range(classes), imagenet_classnames(), strict=False):
+        (folder / "train" / f"{index:04}").mkdir(parents=True)
+        with (folder / "classes.txt").open("a") as file:
+            file.write(f"{index:04} {name}\n")
+        path = folder / "train" / f"{index:04}" / "image.jpg"
+        if index >= IMAGES:
+            path.write_bytes((folder / "train" / f"{index % IMAGES:04}" / "image.jpg").read_bytes())
+            continue
+        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(
+            (500, 375), Image.Resampling.BICUBIC
+        )
+        coarse.save(path, quality=92)
+    return folder
+
+
+class Bench:
+    """Trainers on generated images below a folder.
+
+    Args:
+        folder: for images, store and output. scale: see Scale. cuda: whether to use the GPU.
+    """
+
+    def __init__(self, folder: Path, scale: Scale, *, cuda: bool) -> None:
+        self.folder, self.scale, self.cuda = folder, scale, cuda
+        self.made = 0
+
+    def trainer(self, name: str, *, classes: int, batch: int, stored: bool) -> Any:
+        """A trainer ready for its first step; what it prints goes to stderr."""
+        images, self.made = self.folder / f"images{classes}", self.made + 1
+        if not images.is_dir():
+            write_images(images, classes)
+        words = [
+            *("--trainer", name, "--data", str(images), "--labels-only", "--transforms", "normalize"),
+            *("--backbone", f"{self.scale.student}:random", "--teacher", f"{self.scale.teacher}:random"),
+            *("--output-dir", str(self.folder / f"run{self.made}"), "DATALOADER.TRAIN_X.BATCH_SIZE", str(batch)),
+            *("DATALOADER.NUM_WORKERS", "0", "OPTIM.MAX_EPOCH", "2", "USE_CUDA", str(self.cuda)),
+            *("TRAINER.DHO.STEPS_PER_EPOCH", "2", "STORE.VIEWS", "1"),
+        ]
+        words += ["STORE.DIR", str(self.folder / "store")] if stored else []
+        with redirect_stdout(stderr):
+            cfg = build_config(parser().parse_args(words)).clone()
+            cfg.defrost()
+            for method in cfg.TRAINER.values():
+                if isinstance(method, dict) and "PREC" in method:
+                    method["PREC"] = "fp32"
+            trainer = build_trainer(cfg)
+            trainer.before_train()
+        trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 2
+        trainer.set_model_mode("train")
+        for optimizer in trainer._optims.values():
+            for group in optimizer.param_groups if optimizer is not None else ():
+                group["lr"] = 0.0
+        if not stored and isinstance(trainer.ce_head, PromptedClassifier):
+            trainer.ce_head.vlm = WholePrompts(trainer.vlm)
+        return trainer
+
+    def pair(self, name: str, classes: int, batch: int) -> tuple[Any, Any]:
+        """The peers' trainer and ours."""
+        return tuple(self.trainer(name, classes=classes, batch=batch, stored=stored) for stored in (False, True))
+
+
+def rows(bench: Bench) -> Iterator[Row]:
+    """The cases of the table; each loads its models only when it is its turn."""
+    classes, batch = bench.scale.classes, bench.scale.batch
+    for name, size, wanted in (("CoOpDHO", batch, 45), ("VPTDHO", 1, 5.8)):
+        peers, ours = (_step(trainer) for trainer in bench.pair(name, classes, size))
+        yield Row(f"step of {name}, all that is frozen stored, C = {classes}, B = {size}", peers, ours, wanted)
+    peers, ours = (_image_side(trainer) for trainer in bench.pair("PromptSRCDHO", classes, 1))
+    yield Row("image side of a step of PromptSRCDHO, B = 1", peers, ours, 6.4)
+    yield from _probe(bench)
+    yield _evaluation(bench)
+
+
+def _gradients(trainer: Any) -> list[Tensor]:
+    parts = trainer.learned().values()
+    return [p.grad for part in parts for p in part.parameters() if p.grad is not None]
+
+
+def _step(trainer: Any) -> Callable[[], list[Tensor]]:
+    def run() -> list[Tensor]:
+        loss = trainer.forward_backward(trainer.train_loader_x.batches[0])["loss"]
+        return [loss, *_gradients(trainer)]
+
+    return run
+
+
+def _image_side(trainer: Any) -> Callable[[], list[Tensor]]:
+    def run() -> list[Tensor]:
+        batch = trainer.train_loader_x.batches[0]
+        features = trainer.features(batch)
+        weights = torch.linspace(-1, 1, features.numel(), device=features.device).view_as(features)
+        gradients = torch.autograd.grad((features * weights).sum(), list(trainer.visual.parameters()))
+        seen = trainer.teacher.features(teacher_views(batch, trainer.device))
+        return [features.detach(), trainer.frozen_features(batch), seen, *gradients]
+
+    return run
+
+
+def _probe(bench: Bench) -> Iterator[Row]:
+    """A linear probe at C = 1000: against the peers' way, by their time for each image, and against bare tensors."""
+    size, classes = bench.scale.probe, len(imagenet_classnames())
+    live = bench.trainer("LinearProbeDHO", classes=classes, batch=PEERS_BATCH, stored=False)
+    few = bench.trainer("LinearProbeDHO", classes=classes, batch=PEERS_BATCH, stored=True)
+    yield Row(f"step of LinearProbeDHO, B = {PEERS_BATCH}, C = {classes}", _step(live), _step(few), None)
+    ours = bench.trainer("LinearProbeDHO", classes=classes, batch=size, stored=True)
+    steps = _endless(ours)
+
+    def step() -> list[Tensor]:
+        return [ours.forward_backward(next(steps))["loss"], *_gradients(ours)]
+
+    name = f"step of LinearProbeDHO, B = {size}, the peers' from {PEERS_BATCH} images"
+    yield Row(name, _step(live), step, 1000, scale=size / PEERS_BATCH, compared=False)
+    steps = _endless(ours)
+    yield Row("the same, a bare loop over tensors over ours", _bare_step(ours), step, 1 / 1.3)
+
+
+def _endless(trainer: Any) -> Iterator[dict[str, Any]]:
+    for epoch in count():
+        trainer.train_loader_x.set_epoch(epoch % trainer.max_epoch)
+        yield from trainer.train_loader_x
+
+
+def _bare_step(trainer: Any) -> Callable[[], list[Tensor]]:
+    """The least that a step of a linear probe can be: rows of tensors in memory, two heads, one loss, AdamW."""
+    batches, dho = trainer.train_loader_x.batches, trainer.cfg.TRAINER.DHO
+    number = torch.from_numpy(batches.labeled.numbers[0])
+    images, teacher = trainer.stored(number), F.normalize(trainer.teacher.features(number), dim=-1)
+    texts, labels = trainer.teacher.directions().to(trainer.device), batches.labels.to(trainer.device)
+    starts = count(0, batches.batch_size)
+    heads = nn.ModuleList([trainer.ce_head, trainer.kd_head])
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=0.0, fused=True)
+
+    def run() -> list[Tensor]:
+        rows = torch.from_numpy(batches.labeled.order.span(next(starts), batches.batch_size)[0]).to(trainer.device)
+        features = images[rows]
+        ce = F.cross_entropy(trainer.ce_head(features), labels[rows])
+        soft = F.softmax(teacher[rows] @ texts.t() / (dho.ZETA * dho.ETA), dim=-1)
+        kd = F.kl_div(F.log_softmax(trainer.kd_head(features) / dho.ETA, dim=-1), soft, reduction="batchmean")
+        loss = dho.LAMBDA * ce + (1 - dho.LAMBDA) * dho.ETA**2 * kd
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return [loss.detach(), *_gradients(trainer)]
+
+    return run
+
+
+def _evaluation(bench: Bench) -> Row:
+    """A batch of CoOp's evaluation, in the proportion of 100 images and 1000 classes."""
+    classes = 10 * EVALUATED
+    peers, ours = bench.pair("CoOp", classes, EVALUATED)
+    images = peers.images(peers.train_loader_x.batches[0])
+
+    def every_time() -> list[Tensor]:
+        peers.ce_head.train(False)  # forget the text
+        return [peers.model_inference(images)]
+
+    for trainer in (peers, ours):
+        trainer.set_model_mode("eval")
+    with torch.no_grad():
+        ours.model_inference(images[:1])  # encodes the text, once for all batches
+    name = f"evaluation of CoOp, {EVALUATED} images, C = {classes} (as 100 and 1000)"
+    return Row(name, torch.no_grad()(every_time), torch.no_grad()(lambda: [ours.model_inference(images)]), 2.5)
