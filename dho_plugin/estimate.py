@@ -175,7 +175,13 @@ def _without_weights(cfg: Any, kind: Any) -> Any:
         names[key] = untrained(teacher)
     cfg = cfg.clone()
     cfg.defrost()
-    fixed = {"USE_CUDA": False, "VERBOSE": False, "STORE.DIR": "", "TRAINER.DHO.TEACHER.OTHER_LABELS": True}
+    fixed = {
+        "USE_CUDA": False,
+        "VERBOSE": False,
+        "STORE.DIR": "",
+        "MODEL.COMPILE": "",
+        "TRAINER.DHO.TEACHER.OTHER_LABELS": True,
+    }
     for name, value in {**names, **fixed}.items():
         assign(cfg, name, value)
     cfg.freeze()
