@@ -73,7 +73,7 @@ def weights_hash(module: torch.nn.Module) -> str:
     for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
         plain = tensor.detach().cpu().contiguous()
         found.update(f"{name} {tuple(plain.shape)} {plain.dtype}".encode())
-        found.update(plain.view(torch.uint8).numpy().tobytes() if plain.dim() else repr(plain.item()).encode())
+        found.update(plain.flatten().view(torch.uint8).numpy().tobytes() if plain.dim() else repr(plain.item()).encode())
     return found.hexdigest()
 
 
