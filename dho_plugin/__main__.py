@@ -18,6 +18,7 @@ COMMANDS = {
     "data": "look at the data sets below a folder (doctor), or download them (fetch)",
     "pack": "write shrunk copies of the images of a dataset, for runs that decoding limits",
     "benchmark": "time what is computed once here against the peers' way, results compared first",
+    "estimate": "say what a run would cost before it: FLOPs, memory, bytes stored, hours on a named GPU",
     "costs": "measure what the second head costs at inference, and what merging tokens saves",
 }
 

@@ -18,6 +18,7 @@ from .layers import run_blocks
 from .prompts import PromptedClassifier, PromptLearner
 from .text_memory import GIB, kept_bytes
 from .towers import VLM
+from .vlm import open_clips_activation
 
 
 class Memory(NamedTuple):
@@ -43,7 +44,9 @@ class WholeTowers(nn.Module):
         vit, x = self.vlm.model.visual, self.vlm.patch_tokens(images)
         first = [block[0].to(x.dtype).expand(x.shape[0], -1, -1) for block in prompts]
         length, x = x.shape[1], vit.ln_pre(torch.cat([x, *first], dim=1))
-        return vit.ln_post(run_blocks(vit.transformer, x, [b[1:] for b in prompts], at=length))[:, 0] @ vit.proj
+        with open_clips_activation():
+            x = run_blocks(vit.transformer, x, [block[1:] for block in prompts], at=length)
+        return vit.ln_post(x)[:, 0] @ vit.proj
 
     def encode_text_embeddings(
         self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor] = (), shared: int = 1
@@ -52,7 +55,8 @@ class WholeTowers(nn.Module):
         text = self.vlm._causal_text()
         missing = self.vlm.context_length - embeddings.shape[1]
         x = F.pad(embeddings, (0, 0, 0, missing)).to(self.vlm.dtype) + text.positional_embedding
-        x = run_blocks(text.transformer, x, deep, at=1, mask=text.attn_mask)
+        with open_clips_activation():
+            x = run_blocks(text.transformer, x, deep, at=1, mask=text.attn_mask)
         x = text.ln_final(x[torch.arange(len(x), device=x.device), end])
         return text.text_projection(x) if isinstance(text.text_projection, nn.Module) else x @ text.text_projection
 

@@ -294,6 +294,22 @@ STAGE_TWO_ALONE = (
 )
 
 
+def stage_one_flags(args: argparse.Namespace, trainer: str, folder: str) -> argparse.Namespace:
+    """The command line of the stage one that a command runs before its own.
+
+    Args:
+        args: the command's own. trainer: of stage one. folder: its output folder.
+    """
+    options = [
+        word
+        for pair in zip(args.opts[::2], args.opts[1::2], strict=True)
+        if not pair[0].startswith(STAGE_TWO_ALONE)
+        for word in pair
+    ]
+    changes = {"trainer": trainer, "config_file": "", "output_dir": folder, "resume": "", "ood": False}
+    return argparse.Namespace(**{**vars(args), **changes, "opts": options})
+
+
 def after_stage_one(cfg: Any, args: argparse.Namespace, trainer: str) -> Any:
     """Run stage one in <output>/stage_one, with a log of its own, and return the configuration that starts from it.
 
@@ -301,14 +317,7 @@ def after_stage_one(cfg: Any, args: argparse.Namespace, trainer: str) -> Any:
     stage two learns. Run again, it goes on from its own checkpoints.
     """
     folder = Path(cfg.RESUME or cfg.OUTPUT_DIR, "stage_one")
-    options = [
-        word
-        for pair in zip(args.opts[::2], args.opts[1::2], strict=True)
-        if not pair[0].startswith(STAGE_TWO_ALONE)
-        for word in pair
-    ]
-    changes = {"trainer": trainer, "config_file": "", "output_dir": str(folder), "resume": "", "ood": False}
-    first = argparse.Namespace(**{**vars(args), **changes, "opts": options})
+    first = stage_one_flags(args, trainer, str(folder))
     print(f"Stage one, {trainer}: boosting prompts in {folder}")
     with redirect_stdout(sys.stdout):  # the log below is stage one's alone
         setup_logger(str(folder))

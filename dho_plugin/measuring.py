@@ -7,7 +7,8 @@ neighbouring runs: what slows the machine down slows both.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from statistics import quantiles
 from typing import NamedTuple
 
@@ -92,16 +93,23 @@ def count_parameters(*modules: nn.Module) -> int:
 @torch.no_grad()
 def count_macs(function: Callable[[], object]) -> int:
     """Multiply-adds of a call: of its convolutions, linear layers and matrix products, as torch counts them."""
+    with counted_flops() as counter:
+        function()
+    return counter.get_total_flops() // 2
+
+
+@contextmanager
+def counted_flops() -> Iterator[FlopCounterMode]:
+    """Count the FLOPs of what runs in this context, two for a multiply-add."""
     # torch's counter knows neither the fused attention that nn.MultiheadAttention takes at inference nor, before 2.5,
     # the one that a CPU takes: count in the plain form, which has the same products.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            function()
+            yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return counter.get_total_flops() // 2
 
 
 def sizes(student: Student) -> tuple[Size, Size]:

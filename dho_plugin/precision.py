@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from .errors import check_choice
 
 CHOICES = ("fp32", "fp16", "amp", "bf16")
-HALF_DEVICES = ("cuda",)  # where half precision is faster; a CPU could compute in it, several times slower than in fp32
+# Where half precision is faster; a CPU could compute in it, several times slower than in fp32.
+HALF_DEVICES: tuple[str, ...] = ("cuda",)
 
 
 class Precision:

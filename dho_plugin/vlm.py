@@ -7,7 +7,8 @@ import os
 import socket
 import urllib.parse
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,12 +118,7 @@ def _refuse(name: str) -> None:
 
 def _pretrained(architecture: str, tag: str, *, name: str) -> Source:
     """Weights by open_clip's name and tag: from OpenAI's own cache, the hub's cache, or the network."""
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag not in tags:
-        raise UsageError(
-            f"{architecture} has no weights {tag!r} and there is no such file: expected one of {tags} or a path."
-            f"{did_you_mean(tag, tags)}"
-        )
+    _check_tag(architecture, tag)
     weights = open_clip.pretrained.get_pretrained_cfg(architecture, tag)
     _check_activation(architecture, tag, bool(weights.get("quick_gelu", False)))
     file = Path(urllib.parse.urlparse(weights.get("url", "")).path).name
@@ -138,6 +134,15 @@ def _pretrained(architecture: str, tag: str, *, name: str) -> Source:
             f"download {where}, or give a local file as '{architecture}:FILE'"
         )
     return Source(cached, architecture, tag, weights)
+
+
+def _check_tag(architecture: str, tag: str) -> None:
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in tags:
+        raise UsageError(
+            f"{architecture} has no weights {tag!r} and there is no such file: expected one of {tags} or a path."
+            f"{did_you_mean(tag, tags)}"
+        )
 
 
 def _check_activation(architecture: str, tag: str, weights_quick_gelu: bool) -> None:
@@ -296,9 +301,23 @@ class _QuickGELU(torch.autograd.Function):
 class QuickGELU(open_clip.transformer.QuickGELU):
     """open_clip's activation, with less to do and to keep for the gradient."""
 
+    lighter = True
+
     def forward(self, x: Tensor) -> Tensor:
         """As its parent, up to rounding."""
-        return _QuickGELU.apply(x) if torch.is_grad_enabled() and x.requires_grad else super().forward(x)
+        if self.lighter and torch.is_grad_enabled() and x.requires_grad:
+            return _QuickGELU.apply(x)
+        return super().forward(x)
+
+
+@contextmanager
+def open_clips_activation() -> Iterator[None]:
+    """Within this context models compute as open_clip wrote them, for comparison."""
+    QuickGELU.lighter = False
+    try:
+        yield
+    finally:
+        QuickGELU.lighter = True
 
 
 def lighten(model: Any) -> Any:
@@ -329,6 +348,25 @@ def random_vlm(architecture: str, *, name: str = "") -> VLM:
         torch.manual_seed(0)
         model = open_clip.CLIP(**config)
     return _wrap(model, name=name or architecture, architecture=None)
+
+
+def untrained(name: str) -> str:
+    """The name of a model of the same architecture that needs no weights, to measure what a run costs.
+
+    A local file's name, and one of an architecture that random_vlm cannot build, stay as they are.
+
+    Raises:
+        UsageError: an unknown model or tag.
+    """
+    architecture, _, tag = name.partition(":")
+    plain = OPENAI_NAMES.get(architecture, architecture)
+    if BUNDLED.get(name, Path(name).expanduser()).is_file() or (tag and Path(tag).expanduser().is_file()):
+        return name
+    if plain not in open_clip.list_models() or not (tag or plain != architecture):
+        _refuse(name)
+    if tag not in ("", RANDOM):
+        _check_tag(plain, tag)
+    return f"{architecture}:{RANDOM}" if _self_contained(plain) else name
 
 
 def _check_self_contained(architecture: str) -> None:

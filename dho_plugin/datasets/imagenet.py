@@ -119,7 +119,7 @@ def image_files(folder: Path) -> list[str]:
     return [os.path.join(folder, name) for name in sorted(files)]
 
 
-def _listed(path: str, label: int, classname: str) -> Datum:
+def listed_item(path: str, label: int, classname: str) -> Datum:
     """An item for a file that a listing has just named: Datum's own look at every file costs ImageNet minutes on a
     network drive."""
     item = Datum.__new__(Datum)
@@ -197,7 +197,7 @@ class ClassFolders(DatasetBase):
             raise UsageError(f"no class folders in {Path(self.dataset_dir) / images}")
         self.class_ids = ids
         return [
-            _listed(path, label, self.names[id_])
+            listed_item(path, label, self.names[id_])
             for label, (id_, entry) in enumerate(zip(ids, folders, strict=True))
             for path in image_files(entry)
         ]
