@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -20,15 +20,22 @@ from typing import Any, NamedTuple
 import torch
 
 from ._version import __version__
+from .benchmark_input import replayed
 from .benchmark_input import rows as input_rows
+from .benchmark_picture import draw
 from .benchmark_row import Row, difference
-from .benchmark_text import Memory, memory, rows
+from .benchmark_steps import FULL, ON_GPU, QUICK, Bench, where_time_goes
+from .benchmark_steps import rows as step_rows
+from .benchmark_text import Memory, memory
+from .benchmark_text import rows as text_rows
 from .errors import UsageError
 from .measuring import timed
 from .report import Table, markdown
+from .store import VIEW
 from .text_memory import GIB
-from .towers import VLM
-from .vlm import imagenet_classnames, random_vlm
+from .vlm import feature_width, imagenet_classnames, random_vlm
+
+PARTS = ("text", "steps", "input")
 
 
 class Measured(NamedTuple):
@@ -45,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if args.cuda else "cpu")
     torch.manual_seed(0)
-    vlm = random_vlm("ViT-B/16").to(device)
     where = {
         "dho_plugin": __version__,
         "torch": torch.__version__,
@@ -54,18 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         "repetitions": args.repeats,
     }
     print(", ".join(f"{key} {value}" for key, value in where.items()), flush=True)
-    names = list(imagenet_classnames())
-    found = []
+    names, found = list(imagenet_classnames()), []
+    scale = QUICK if args.quick else ON_GPU if args.cuda else FULL
     with tempfile.TemporaryDirectory() as folder:
-        for row, where_run in cases(vlm, names[: args.classes], Path(folder), device):
-            if args.only in row.name:
-                print(f"{row.name} ...", file=sys.stderr, flush=True)
-                found.append(measure(row, args.repeats, where_run))
-    kept = memory(vlm, names, few=10) if not args.quick else None
-    print(f"\n{markdown(table(found))}")
-    if kept is not None:
-        print(f"\n{memory_line(kept)}")
+        bench = Bench(Path(folder) / "steps", scale, cuda=args.cuda)
+        for row, where_run in cases(args, names[: args.classes], bench, Path(folder), device):
+            row = row._replace(wanted=None) if args.quick else row  # the demands are for true sizes
+            print(f"{row.name} ...", file=sys.stderr, flush=True)
+            found.append(measure(row, args.repeats, where_run))
+        lines = list(facts(args, names, bench, Path(folder)))
+        if args.picture:
+            title = f"A training step of CoOpDHO, {scale.student} from {scale.teacher}, C = {scale.classes}"
+            drawn = draw(f"{title}, B = {scale.batch}; {where['device']}", *where_time_goes(bench))
+            Path(args.picture).write_text(drawn, encoding="utf-8")
+    print("\n".join(["", markdown(table(found)), *(f"\n{line}" for line, _ in lines)]))
     if args.json:
+        kept = {key: value for _, values in lines for key, value in values.items()}
         Path(args.json).write_text(json.dumps(as_json(where, found, kept), indent=1) + "\n", encoding="utf-8")
     different = [one.row for one in found if one.difference > one.row.tolerance]
     for row in different:
@@ -73,26 +83,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(bool(different))
 
 
-def cases(vlm: VLM, names: list[str], folder: Path, device: torch.device) -> Iterator[tuple[Row, torch.device]]:
-    """All rows, and where each is run: a loader's work is the processor's.
+def cases(
+    args: argparse.Namespace, names: list[str], bench: Bench, folder: Path, device: torch.device
+) -> Iterator[tuple[Row, torch.device]]:
+    """The rows that were asked for, and where each is run: a loader's work is the processor's."""
 
-    Args:
-        folder: for the images.
-    """
-    for row in rows(vlm, names):
-        yield row, device
-    for row in input_rows(folder):
-        yield row, torch.device("cpu")
+    def wanted(name: str) -> bool:
+        return args.only in name
+
+    found: list[tuple[str, Callable[[], Iterator[Row]], torch.device]] = [
+        ("text", lambda: text_rows(random_vlm("ViT-B/16").to(device), names), device),
+        ("steps", lambda: step_rows(bench, wanted), device),
+        ("input", lambda: input_rows(folder), torch.device("cpu")),
+    ]
+    for part, rows, where in found:
+        if part in args.parts:
+            yield from ((row, where) for row in rows() if wanted(row.name))
+
+
+def facts(
+    args: argparse.Namespace, names: list[str], bench: Bench, folder: Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is counted and not timed: a line for people, and the same by name."""
+    if "text" in args.parts and not args.quick:
+        kept = memory(random_vlm("ViT-B/16"), names, few=10)
+        yield memory_line(kept), {"memory": kept._asdict()}
+    if "steps" in args.parts:
+        size = VIEW.itemsize + 2 * feature_width(bench.scale.teacher)
+        yield f"Stored for a view, {bench.scale.teacher} in half precision: {size:,} bytes", {"bytes of a view": size}
+    if "input" in args.parts:
+        same, all_ = replayed(folder)
+        yield f"Views cut again from what a store knows of them: {same} of {all_} the same to the pixel", {"same": same}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; mistakes are refused before anything is measured."""
     p = argparse.ArgumentParser(prog="python -m dho_plugin benchmark", description=__doc__)
-    p.add_argument("--quick", action="store_true", help="8 classes, one repetition, no memory: under a minute")
+    p.add_argument("--quick", action="store_true", help="small models, one repetition: under a minute")
     p.add_argument("--cuda", action="store_true", help="on the GPU")
     p.add_argument("--classes", type=int, default=100, help="number of classes C (default 100)")
     p.add_argument("--repeats", type=int, default=5, help="repetitions of each pair")
     p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="which rows (default all)")
+    p.add_argument("--picture", default="", metavar="FILE", help="draw where a step's time goes, as SVG")
     p.add_argument("--only", default="", metavar="WORDS", help="only rows whose name has these words")
     p.add_argument("--json", default="", metavar="FILE", help="write every ratio to this file")
     args = p.parse_args(argv)
@@ -105,8 +138,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UsageError(f"--classes {args.classes}: expected at most {len(imagenet_classnames())}, ImageNet's")
     if args.cuda and not torch.cuda.is_available():
         raise UsageError("--cuda: torch sees no GPU here")
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        raise UsageError(f"--json {args.json}: there is no folder {Path(args.json).absolute().parent}")
+    for flag in ("json", "picture"):
+        folder = Path(getattr(args, flag)).absolute().parent
+        if not folder.is_dir():
+            raise UsageError(f"--{flag} {getattr(args, flag)}: there is no folder {folder}")
     return args
 
 
@@ -140,10 +175,10 @@ def memory_line(kept: Memory) -> str:
     )
 
 
-def as_json(where: dict[str, Any], found: Sequence[Measured], kept: Memory | None) -> dict[str, Any]:
+def as_json(where: dict[str, Any], found: Sequence[Measured], kept: dict[str, Any]) -> dict[str, Any]:
     """Everything that was measured, as plain dictionaries and lists."""
     measured = [
         {"row": one.row.name, "wanted": one.row.wanted, "difference": one.difference, "ratios": one.ratios}
         for one in found
     ]
-    return {"environment": where, "rows": measured, "memory": kept._asdict() if kept else None}
+    return {"environment": where, "rows": measured, **kept}

@@ -21,7 +21,8 @@ from torchvision.transforms import functional as TF
 from .benchmark_row import TOLERANCE, Row
 from .loaders import Sizes, ViewSource
 from .pack import Job, pack_file
-from .views import View, ViewPolicy
+from .store import view_records
+from .views import View, ViewPolicy, read_image, render
 
 STUDENT, TEACHER = 224, 336
 SIZE, LARGE = (500, 375), (1600, 1200)  # ImageNet's usual size, in files of about 80 KB; a photograph's
@@ -166,3 +167,20 @@ def rows(folder: Path, count: int = 16) -> Iterator[Row]:
             None,
             RECIPE,
         )
+
+
+def replayed(folder: Path, count: int = 16, passes: int = 4) -> tuple[int, int]:
+    """Of views that were drawn, how many come out the same to the pixel from what a store knows of them; and all."""
+    files = Files(folder / "usual", SIZE, count)
+    source, same = files.source(files.paths, None, "pil"), 0
+    contents = np.arange(count)  # instead of hashes of the files
+    for pass_ in range(passes):
+        views = source.batch(pass_ * count, count)["img"]
+        indices = source.order.span(pass_ * count, count)[0]
+        boxes = source.boxes(indices, np.full(count, pass_), *(np.full(count, side) for side in SIZE))
+        names = view_records(contents[indices], boxes).tolist()
+        for view, (content, left, top, width, height, flip) in zip(views, names, strict=True):
+            box = View(left, top, width, height, bool(flip))
+            again = render(read_image(files.paths[content]), box, STUDENT, HOW)
+            same += torch.equal(again, view)
+    return same, passes * count

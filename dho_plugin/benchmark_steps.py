@@ -6,8 +6,10 @@ step, and all 77 tokens of every prompt run. Learning rates are 0, so that each 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from itertools import count
 from pathlib import Path
 from sys import stderr
@@ -22,28 +24,31 @@ from torch import Tensor, nn
 from .benchmark_row import Row
 from .benchmark_text import WholeTowers
 from .cli import build_config, parser
+from .counting import IMAGE, REST, TEACHER, TEXT, by_part
 from .host import build_trainer
 from .prompts import PromptedClassifier
 from .trainers.section import teacher_views
 from .vlm import imagenet_classnames
 
 IMAGES = 4  # different ones; each class shows one of them, so that few views need the teacher
+PROBE = "step of LinearProbeDHO, all stored"
 EVALUATED = 4  # images in a batch of the evaluation
 PEERS_BATCH = 2  # of a linear probe, whose peers' time is taken per image
 
 
 class Scale(NamedTuple):
-    """student, teacher: architectures. classes, batch: of a step of prompt learning. probe: batch of a linear probe."""
+    """student, teacher: architectures. classes, batch: of a step of prompt learning. probe: both, of a linear probe."""
 
     student: str
     teacher: str
     classes: int
     batch: int
-    probe: int
+    probe: tuple[int, int]
 
 
-FULL = Scale("ViT-B/16", "ViT-L/14@336px", classes=20, batch=2, probe=512)
-QUICK = Scale("ViT-B/32", "ViT-B/16", classes=4, batch=1, probe=64)
+FULL = Scale("ViT-B/16", "ViT-L/14@336px", classes=20, batch=2, probe=(1000, 512))
+ON_GPU = Scale("ViT-B/16", "ViT-L/14@336px", classes=1000, batch=32, probe=(1000, 512))
+QUICK = Scale("ViT-S-32-alt", "ViT-S-16-alt", classes=4, batch=1, probe=(20, 64))
 
 
 def write_images(folder: Path, classes: int) -> Path:
@@ -117,16 +122,48 @@ def as_peers(trainer: Any) -> Any:
     return trainer
 
 
-def rows(bench: Bench) -> Iterator[Row]:
-    """The cases of the table; each loads its models only when it is its turn."""
+def rows(bench: Bench, wanted: Callable[[str], bool]) -> Iterator[Row]:
+    """The cases of the table whose name is wanted; each loads its models only when it is its turn."""
     classes, batch = bench.scale.classes, bench.scale.batch
-    for name, size, wanted in (("CoOpDHO", batch, 45), ("VPTDHO", 1, 5.8)):
-        peers, ours = (_step(trainer) for trainer in bench.pair(name, classes, size))
-        yield Row(f"step of {name}, all that is frozen stored, C = {classes}, B = {size}", peers, ours, wanted)
-    peers, ours = (_image_side(trainer) for trainer in bench.pair("PromptSRCDHO", classes, 1))
-    yield Row("image side of a step of PromptSRCDHO, B = 1", peers, ours, 6.4)
-    yield from _probe(bench)
-    yield _evaluation(bench)
+    for trainer, size, least in (("CoOpDHO", batch, 45), ("VPTDHO", 1, 5.8)):
+        name = f"step of {trainer}, all that is frozen stored, C = {classes}, B = {size}"
+        if wanted(name):
+            peers, ours = map(_step, bench.pair(trainer, classes, size))
+            yield Row(name, peers, ours, least)
+    name = "image side of a step of PromptSRCDHO, B = 1"
+    if wanted(name):
+        peers, ours = map(_image_side, bench.pair("PromptSRCDHO", classes, 1))
+        yield Row(name, peers, ours, 6.4)
+    if wanted(PROBE):
+        yield from _probe(bench)
+    name = f"evaluation of CoOp, {EVALUATED} images, C = {10 * EVALUATED} (as 100 and 1000)"
+    if wanted(name):
+        yield _evaluation(bench, name)
+
+
+def where_time_goes(bench: Bench) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of a step of CoOpDHO by part, the peers' way and ours; the second of two steps."""
+    found = []
+    for trainer in bench.pair("CoOpDHO", bench.scale.classes, bench.scale.batch):
+        for _ in range(2):
+            batch = trainer.train_loader_x.batches[0]
+            forward, backward, _ = by_part(trainer, batch, partial(_nanoseconds, trainer.device))
+        parts = {
+            "teacher": forward[TEACHER],
+            "student's image tower": forward[IMAGE] + backward[IMAGE],
+            "text tower, forward": forward[TEXT],
+            "text tower, backward": backward[TEXT],
+            "heads, losses and the rest": forward[REST] + backward[REST],
+        }
+        found.append({name: value / 1e9 for name, value in parts.items()})
+    return found[0], found[1]
+
+
+def _nanoseconds(device: torch.device) -> int:
+    if device.type != "cuda":
+        return time.process_time_ns()
+    torch.cuda.synchronize(device)
+    return time.perf_counter_ns()
 
 
 def _gradients(trainer: Any) -> list[Tensor]:
@@ -155,21 +192,27 @@ def _image_side(trainer: Any) -> Callable[[], list[Tensor]]:
 
 
 def _probe(bench: Bench) -> Iterator[Row]:
-    """A linear probe at C = 1000: against the peers' way, by their time for each image, and against bare tensors."""
-    size, classes = bench.scale.probe, len(imagenet_classnames())
+    """A linear probe: against the peers' way, by their time for each image, and against bare tensors."""
+    classes, size = bench.scale.probe
     live = bench.trainer("LinearProbeDHO", classes=classes, batch=PEERS_BATCH, stored=False)
     few = bench.trainer("LinearProbeDHO", classes=classes, batch=PEERS_BATCH, stored=True)
-    yield Row(f"step of LinearProbeDHO, B = {PEERS_BATCH}, C = {classes}", _step(live), _step(few), None)
+    yield Row(f"{PROBE}, B = {PEERS_BATCH}, C = {classes}", _step(live), _step(few), None)
     ours = bench.trainer("LinearProbeDHO", classes=classes, batch=size, stored=True)
     steps = _endless(ours)
 
     def step() -> list[Tensor]:
         return [ours.forward_backward(next(steps))["loss"], *_gradients(ours)]
 
-    name = f"step of LinearProbeDHO, B = {size}, the peers' from {PEERS_BATCH} images"
-    yield Row(name, _step(live), step, 1000, scale=size / PEERS_BATCH, compared=False)
+    yield Row(
+        f"{PROBE}, B = {size}, the peers' from {PEERS_BATCH} images",
+        _step(live),
+        step,
+        1000,
+        scale=size / PEERS_BATCH,
+        compared=False,
+    )
     steps = _endless(ours)
-    yield Row("the same, a bare loop over tensors over ours", _bare_step(ours), step, 1 / 1.3)
+    yield Row(f"{PROBE}, a bare loop over tensors", _bare_step(ours), step, 1 / 1.3)
 
 
 def _endless(trainer: Any) -> Iterator[dict[str, Any]]:
@@ -203,7 +246,7 @@ def _bare_step(trainer: Any) -> Callable[[], list[Tensor]]:
     return run
 
 
-def _evaluation(bench: Bench) -> Row:
+def _evaluation(bench: Bench, name: str) -> Row:
     """A batch of CoOp's evaluation, in the proportion of 100 images and 1000 classes."""
     classes = 10 * EVALUATED
     peers, ours = bench.pair("CoOp", classes, EVALUATED)
@@ -217,5 +260,4 @@ def _evaluation(bench: Bench) -> Row:
         trainer.set_model_mode("eval")
     with torch.no_grad():
         ours.model_inference(images[:1])  # encodes the text, once for all batches
-    name = f"evaluation of CoOp, {EVALUATED} images, C = {classes} (as 100 and 1000)"
     return Row(name, torch.no_grad()(every_time), torch.no_grad()(lambda: [ours.model_inference(images)]), 2.5)

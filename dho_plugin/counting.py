@@ -54,7 +54,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.part = REST
-        self.flops: Callable[[], int] = lambda: 0
+        self.reading: Callable[[], int] = lambda: 0
         self.forward, self.images = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
         self.cuts: list[tuple[str, Tensor, Tensor]] = []
 
@@ -66,12 +66,12 @@ class _Watch:
         def watched(*args: Any, **keywords: Any) -> Any:
             if self.part != REST:
                 return original(*args, **keywords)
-            self.part, before = part, self.flops()
+            self.part, before = part, self.reading()
             try:
                 found = original(*args, **keywords)
             finally:
                 self.part = REST
-            self.forward[part] += self.flops() - before
+            self.forward[part] += self.reading() - before
             self.images[part] += len(args[0]) if args else 0
             return self.cut(part, found)
 
@@ -110,20 +110,33 @@ def count_step(trainer: Any, batch: dict[str, Any]) -> Step:
     Args:
         trainer: one of ours, built. batch: as its training loader gives them.
     """
+    with counted_flops() as counter:
+        forward, backward, images = by_part(trainer, batch, counter.get_total_flops)
+    kept, peak = _memory(trainer, batch)
+    return Step(forward, backward, kept, images, peak)
+
+
+def by_part(
+    trainer: Any, batch: dict[str, Any], reading: Callable[[], int]
+) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Run one step's losses and their backward pass, and read a meter between its parts: FLOPs, or a clock.
+
+    Returns:
+        by how much the meter rose in the forward and in the backward pass, and images seen, each by part.
+    """
     trainer.set_model_mode("train")
-    backward = dict.fromkeys(PARTS, 0)
-    with _watching(trainer) as watch, counted_flops() as counter:
-        watch.flops = counter.get_total_flops
+    backward, start = dict.fromkeys(PARTS, 0), reading()
+    with _watching(trainer) as watch:
+        watch.reading = reading
         loss = _loss(trainer, batch)
-        watch.forward[REST] = counter.get_total_flops() - sum(watch.forward.values())
+        watch.forward[REST] = reading() - start - sum(watch.forward.values())
         for part, run in _backwards(loss, watch):
-            before = counter.get_total_flops()
+            before = reading()
             run()
-            backward[part] += counter.get_total_flops() - before
+            backward[part] += reading() - before
     del loss
     _forget(trainer)
-    kept, peak = _memory(trainer, batch)
-    return Step(watch.forward, backward, kept, watch.images, peak)
+    return watch.forward, backward, watch.images
 
 
 def _loss(trainer: Any, batch: dict[str, Any]) -> Tensor:

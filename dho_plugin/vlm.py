@@ -333,6 +333,11 @@ def architectures() -> tuple[str, ...]:
     return (*OPENAI_NAMES, *(name for name in open_clip.list_models() if _self_contained(name)))
 
 
+def feature_width(architecture: str) -> int:
+    """Width of the features of one of `architectures`."""
+    return int(open_clip.get_model_config(OPENAI_NAMES.get(architecture, architecture))["embed_dim"])
+
+
 def random_vlm(architecture: str, *, name: str = "") -> VLM:
     """A CLIP model of an architecture's true size with random weights, always the same; nothing is fetched.
 

@@ -52,7 +52,8 @@ def test_memory_is_that_of_all_classes(vlm):
 def test_the_command(vlm, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmark, "random_vlm", lambda name: vlm)
     out = tmp_path / "b.json"
-    assert benchmark.main(["--classes", "3", "--repeats", "2", "--only", "generic", "--json", str(out)]) == 0
+    line = ["--parts", "text", "--classes", "3", "--repeats", "2", "--only", "generic", "--json", str(out)]
+    assert benchmark.main(line) == 0
     said = capsys.readouterr()
     assert said.out.count("| text forward and backward, generic context") == 2
     assert "C = 1000: peers" in said.out
@@ -65,7 +66,7 @@ def test_results_that_differ_are_an_error(monkeypatch, vlm, capsys):
     one = torch.ones(3)
     wrong = Row("wrong", lambda: [one], lambda: [one * 1.001], 2.0)
     monkeypatch.setattr(benchmark, "random_vlm", lambda name: vlm)
-    monkeypatch.setattr(benchmark, "rows", lambda vlm, names: iter([wrong]))
+    monkeypatch.setattr(benchmark, "text_rows", lambda vlm, names: iter([wrong]))
     monkeypatch.setattr(benchmark, "input_rows", lambda folder: iter([]))
     assert benchmark.main(["--quick"]) == 1
     assert "wrong: the results differ" in capsys.readouterr().err
@@ -73,7 +74,12 @@ def test_results_that_differ_are_an_error(monkeypatch, vlm, capsys):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("--classes 0", "expected 1"), ("--classes 2000", "at most 1000"), ("--json /no/x.json", "no folder /no")],
+    [
+        ("--classes 0", "expected 1"),
+        ("--classes 2000", "at most 1000"),
+        ("--json /no/x.json", "no folder /no"),
+        ("--picture /no/x.svg", "no folder /no"),
+    ],
 )
 def test_mistakes_are_refused_before_anything_is_measured(line, message):
     with pytest.raises(UsageError, match=message):

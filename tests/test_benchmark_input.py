@@ -10,7 +10,7 @@ import torch
 from torchvision import transforms as T
 
 from dho_plugin import benchmark, benchmark_input
-from dho_plugin.benchmark_input import Files, authors, cut, normalised, ours, read, rows, two_decodes
+from dho_plugin.benchmark_input import Files, authors, cut, normalised, ours, read, replayed, rows, two_decodes
 from dho_plugin.benchmark_row import Row, difference
 from dho_plugin.views import View
 
@@ -28,6 +28,14 @@ def test_both_ways_show_the_same_views(tmp_path):
     for name, (row, apart) in found.items():
         assert apart <= row.tolerance, name
         assert ("two decodes" in name and "pil" in name) == (apart < 1e-5), name  # CoOp's very pixels
+
+
+def test_replayed_views_are_compared_to_the_pixel(tmp_path, monkeypatch):
+    assert replayed(tmp_path, count=3, passes=2) == (6, 6)
+    exact = benchmark_input.render
+    monkeypatch.setattr(benchmark_input, "render", lambda i, view, *rest: exact(i, view._replace(flip=True), *rest))
+    same, all_ = replayed(tmp_path, count=3, passes=2)
+    assert 0 < same < all_ == 6
 
 
 def test_files_are_written_when_a_row_is_run(tmp_path):
@@ -69,12 +77,11 @@ def test_a_row_has_its_own_tolerance(monkeypatch, tmp_path, capsys):
     one = torch.full((3,), 100, dtype=torch.uint8)
     near = Row("near", lambda: [one / 100], lambda: [one + 1], None, 0.05, lambda x: x / 100)
     assert difference(near) == pytest.approx(0.01)
-    monkeypatch.setattr(benchmark, "random_vlm", lambda name: torch.nn.Linear(1, 1))
-    monkeypatch.setattr(benchmark, "rows", lambda vlm, names: iter([]))
+    monkeypatch.setattr(benchmark, "replayed", lambda folder: (1, 1))
     monkeypatch.setattr(benchmark, "input_rows", lambda folder: iter([near]))
     out = tmp_path / "b.json"
-    assert benchmark.main(["--quick", "--json", str(out)]) == 0
+    assert benchmark.main(["--quick", "--parts", "input", "--json", str(out)]) == 0
     assert [row["row"] for row in json.loads(out.read_text())["rows"]] == ["near"]
     monkeypatch.setattr(benchmark, "input_rows", lambda folder: iter([near._replace(tolerance=0.005)]))
-    assert benchmark.main(["--quick"]) == 1
+    assert benchmark.main(["--quick", "--parts", "input"]) == 1
     assert "near: the results differ by more than 0.005" in capsys.readouterr().err
