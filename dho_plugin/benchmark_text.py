@@ -16,7 +16,7 @@ from .benchmark_row import Row
 from .classes import ClassList
 from .layers import run_blocks
 from .prompts import PromptedClassifier, PromptLearner
-from .text_memory import GIB, kept_bytes
+from .text_memory import AUTO, GIB, kept_bytes, plan
 from .towers import VLM
 from .vlm import open_clips_activation
 
@@ -93,6 +93,7 @@ def rows(vlm: VLM, names: list[str]) -> Iterator[Row]:
     for name, options, wanted in cases:
         learner = PromptLearner(vlm, classes, **options).to(vlm._mean.device)
         classifier = PromptedClassifier(vlm, learner)
+        plan(classifier, AUTO, learner.ctx.device)
 
         def peers(learner: PromptLearner = learner) -> list[Tensor]:
             return step(lambda: whole_prompts(vlm, learner), learner)

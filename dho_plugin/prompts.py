@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .classes import ClassList, KnowsClasses
 from .errors import UsageError, did_you_mean
+from .shared_prefix import keeping
 from .towers import VLM, Encoders
 
 POSITIONS = ("end", "middle", "front")
@@ -145,13 +146,14 @@ class PromptedClassifier(nn.Module):
 
     Attributes:
         chunk: classes whose text is encoded at a time, and once more for the gradient; 0 for all at once.
+        keeps: whether attention keeps all that its gradient needs; see shared_prefix.keeping.
     """
 
     def __init__(self, vlm: Encoders, prompt_learner: PromptLearner) -> None:
         super().__init__()
         self.vlm = vlm
         self.prompt_learner = prompt_learner
-        self.chunk = 0
+        self.chunk, self.keeps = 0, False
         self._kept: Tensor | None = None
 
     def train(self, mode: bool = True) -> PromptedClassifier:
@@ -169,7 +171,8 @@ class PromptedClassifier(nn.Module):
 
     def _encode(self, prompts: Tensor, end: Tensor, deep: tuple[Tensor, ...], shared: int) -> Tensor:
         if not (self.chunk and torch.is_grad_enabled()):
-            return self.vlm.encode_text_embeddings(prompts, end, deep, shared)
+            with keeping(self.keeps):
+                return self.vlm.encode_text_embeddings(prompts, end, deep, shared)
         parts = zip(prompts.split(self.chunk), end.split(self.chunk), strict=True)
         encode = self.vlm.encode_text_embeddings
         return torch.cat([checkpoint(encode, *part, deep, shared, use_reentrant=False) for part in parts])

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from .errors import UsageError
 from .prompts import PromptedClassifier
+from .shared_prefix import keeping
 
 AUTO, WHOLE = -1, 0  # MODEL.TEXT_CHUNK beside a number of classes
 SAMPLE = 8  # classes that are encoded to learn what a token keeps
+LITTLE = 2**30  # bytes up to which attention keeps what it could compute again
 SHARE = 0.5  # of the free memory that the text may take; images, teacher and optimiser need the rest
 GIB = 2**30
 
@@ -35,7 +37,7 @@ def kept_bytes(run: Callable[[], object], frozen: Iterable[Tensor] = ()) -> int:
 
 
 def plan(classifier: PromptedClassifier, wanted: int, device: torch.device) -> str:
-    """Set `classifier.chunk`, and say what a step's text keeps in memory and why it is cut or not.
+    """Set `classifier.keeps` and `classifier.chunk`, and say what a step's text keeps in memory and why it is cut.
 
     Args:
         wanted: MODEL.TEXT_CHUNK: classes encoded at a time and once more for the gradient, 0 for all at once, -1 for as
@@ -50,9 +52,17 @@ def plan(classifier: PromptedClassifier, wanted: int, device: torch.device) -> s
     few, classes = min(SAMPLE, len(end)), len(end)
     own = int((end - shared + 1).sum())
     frozen = [*classifier.parameters(), *classifier.buffers()]
-    sample = kept_bytes(lambda: classifier.vlm.encode_text_embeddings(prompts[:few], end[:few], deep, shared), frozen)
-    a_token = sample / (shared + int((end[:few] - shared + 1).sum()))
-    total, free = a_token * (shared + own), free_bytes(device)
+    free = free_bytes(device)
+    sampled = shared + int((end[:few] - shared + 1).sum())
+    for classifier.keeps in (True, False):
+        with keeping(classifier.keeps):
+            sample = kept_bytes(
+                lambda: classifier.vlm.encode_text_embeddings(prompts[:few], end[:few], deep, shared), frozen
+            )
+        a_token = sample / sampled
+        total = a_token * (shared + own)
+        if total <= min(LITTLE, SHARE * free):
+            break
     chunk = classes if wanted == WHOLE else wanted
     if wanted == AUTO:
         room = SHARE * free / a_token - shared

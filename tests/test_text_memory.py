@@ -11,6 +11,7 @@ from dho_plugin import text_memory
 from dho_plugin.classes import ClassList
 from dho_plugin.errors import UsageError
 from dho_plugin.prompts import PromptedClassifier, PromptLearner
+from dho_plugin.shared_prefix import keeping
 from dho_plugin.text_memory import GIB, kept_bytes, plan
 from dho_plugin.vlm import load_vlm
 
@@ -31,7 +32,8 @@ def classifier(vlm) -> PromptedClassifier:
 
 def text_bytes(classifier: PromptedClassifier) -> int:
     frozen = [*classifier.parameters(), *classifier.buffers()]
-    return kept_bytes(lambda: classifier.vlm.encode_text_embeddings(*classifier.prompt_learner()), frozen)
+    with keeping(classifier.keeps):
+        return kept_bytes(lambda: classifier.vlm.encode_text_embeddings(*classifier.prompt_learner()), frozen)
 
 
 def test_what_a_call_keeps_is_counted_once_and_without_parameters():
@@ -43,11 +45,11 @@ def test_what_a_call_keeps_is_counted_once_and_without_parameters():
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 22, 23, 24])
-def test_in_parts_features_and_gradients_are_the_same(classifier, chunk):
+def test_in_parts_or_kept_features_and_gradients_are_the_same(classifier, chunk):
     weights = torch.randn(len(NAMES), 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found, learned = [], list(classifier.prompt_learner.parameters())
     for size in (0, chunk):
-        classifier.chunk = size
+        classifier.chunk, classifier.keeps = size, not size
         features = classifier.text_features()
         found.append((features, *torch.autograd.grad((features * weights).sum(), learned)))
     for whole, parts in zip(*found, strict=True):
@@ -58,6 +60,15 @@ def test_parts_keep_less(classifier):
     whole = kept_bytes(classifier.text_features, [*classifier.parameters(), *classifier.buffers()])
     classifier.chunk = 4
     assert kept_bytes(classifier.text_features, [*classifier.parameters(), *classifier.buffers()]) < whole / 4
+
+
+def test_where_it_is_little_attention_keeps_what_it_could_compute_again(classifier, monkeypatch):
+    little = text_bytes(classifier)
+    plan(classifier, -1, CPU)
+    assert classifier.keeps and text_bytes(classifier) > 1.2 * little
+    monkeypatch.setattr(text_memory, "LITTLE", 1.1 * little)
+    plan(classifier, -1, CPU)
+    assert not classifier.keeps and not classifier.chunk
 
 
 @pytest.mark.parametrize(("free", "chunk"), [(4, 0), (1.0, 11), (0.0001, 1)])
