@@ -24,7 +24,7 @@ from .benchmark_input import replayed
 from .benchmark_input import rows as input_rows
 from .benchmark_picture import draw
 from .benchmark_row import Row, difference
-from .benchmark_steps import FULL, ON_GPU, QUICK, Bench, where_time_goes
+from .benchmark_steps import FULL, ON_GPU, QUICK, Bench, compiled_rows, where_time_goes
 from .benchmark_steps import rows as step_rows
 from .benchmark_text import Memory, memory
 from .benchmark_text import rows as text_rows
@@ -36,6 +36,7 @@ from .text_memory import GIB
 from .vlm import feature_width, imagenet_classnames, random_vlm
 
 PARTS = ("text", "steps", "input")
+COMPILE = "compile"  # needs a C++ compiler, and minutes; only when asked for
 
 
 class Measured(NamedTuple):
@@ -95,6 +96,7 @@ def cases(
         ("text", lambda: text_rows(random_vlm("ViT-B/16").to(device), names), device),
         ("steps", lambda: step_rows(bench, wanted), device),
         ("input", lambda: input_rows(folder), torch.device("cpu")),
+        (COMPILE, lambda: compiled_rows(bench), device),
     ]
     for part, rows, where in found:
         if part in args.parts:
@@ -124,7 +126,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--classes", type=int, default=100, help="number of classes C (default 100)")
     p.add_argument("--repeats", type=int, default=5, help="repetitions of each pair")
     p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="which rows (default all)")
+    p.add_argument(
+        "--parts",
+        nargs="+",
+        default=PARTS,
+        choices=(*PARTS, COMPILE),
+        help="which rows (default: " + ", ".join(PARTS) + ")",
+    )
     p.add_argument("--picture", default="", metavar="FILE", help="draw where a step's time goes, as SVG")
     p.add_argument("--only", default="", metavar="WORDS", help="only rows whose name has these words")
     p.add_argument("--json", default="", metavar="FILE", help="write every ratio to this file")

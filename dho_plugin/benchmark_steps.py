@@ -7,7 +7,7 @@ step, and all 77 tokens of every prompt run. Learning rates are 0, so that each 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from itertools import count
@@ -80,8 +80,8 @@ class Bench:
         self.folder, self.scale, self.cuda = folder, scale, cuda
         self.made = 0
 
-    def trainer(self, name: str, *, classes: int, batch: int, stored: bool) -> Any:
-        """A trainer ready for its first step; what it prints goes to stderr."""
+    def trainer(self, name: str, *, classes: int, batch: int, stored: bool, options: Sequence[str] = ()) -> Any:
+        """A trainer ready for its first step; what it prints goes to stderr. options: further KEY VALUE pairs."""
         images, self.made = self.folder / f"images{classes}", self.made + 1
         if not images.is_dir():
             write_images(images, classes)
@@ -92,7 +92,7 @@ class Bench:
             *("DATALOADER.NUM_WORKERS", "0", "OPTIM.MAX_EPOCH", "2", "USE_CUDA", str(self.cuda)),
             *("TRAINER.DHO.STEPS_PER_EPOCH", "2", "STORE.VIEWS", "1"),
         ]
-        words += ["STORE.DIR", str(self.folder / "store")] if stored else []
+        words += [*(["STORE.DIR", str(self.folder / "store")] if stored else []), *options]
         with redirect_stdout(stderr):
             cfg = build_config(parser().parse_args(words)).clone()
             cfg.defrost()
@@ -139,6 +139,16 @@ def rows(bench: Bench, wanted: Callable[[str], bool]) -> Iterator[Row]:
     name = f"evaluation of CoOp, {EVALUATED} images, C = {10 * EVALUATED} (as 100 and 1000)"
     if wanted(name):
         yield _evaluation(bench, name)
+
+
+def compiled_rows(bench: Bench) -> Iterator[Row]:
+    """What torch.compile does to the step that runs an image tower forward and back; its first call takes minutes."""
+    classes, options = bench.scale.classes, ((), ("MODEL.COMPILE", "inductor"))
+    plain, compiled = (
+        _step(bench.trainer("VPTDHO", classes=classes, batch=bench.scale.batch, stored=True, options=option))
+        for option in options
+    )
+    yield Row(f"step of VPTDHO, teacher stored, B = {bench.scale.batch}: as it is over compiled", plain, compiled, None)
 
 
 def where_time_goes(bench: Bench) -> tuple[dict[str, float], dict[str, float]]:
