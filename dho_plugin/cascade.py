@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .classes import ClassList
 from .errors import UsageError
 from .prompts import PromptLearner, VisualPrompts
+from .shared_prefix import remembered
 from .towers import VLM
 
 TEXT_ORDERS = ("boosting_first", "adapting_first")
@@ -103,7 +104,8 @@ class BoostedVLM(nn.Module):
         tokens = own.to(embeddings.dtype).expand(len(embeddings), -1, -1)
         boosted = torch.cat([embeddings[:, :at], tokens, embeddings[:, at:]], dim=1)
         alike = shared + len(own) if at <= shared else shared
-        return self.vlm.encode_text_embeddings(boosted, end + len(own), blocks, alike)
+        later = remembered(end, ("later", len(own)), lambda: end + len(own))
+        return self.vlm.encode_text_embeddings(boosted, later, blocks, alike)
 
     def check_order(self, embeddings: Tensor, end: Tensor, deep: Sequence[Tensor]) -> None:
         """Raise UsageError for prompts that the boosting tokens do not fit into; see encode_text_embeddings."""

@@ -8,7 +8,7 @@ prompts too, which replace tokens of the shared part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -65,6 +65,14 @@ def pack(end: Tensor, shared: int) -> Packing:
     return Packing(shared, len(end), longest, real.flatten().nonzero()[:, 0], shared + lengths.cumsum(0) - 1)
 
 
+def remembered(tensor: Tensor, key: Any, make: Callable[[], Any]) -> Any:
+    """What was made of a tensor that has not changed since: its numbers are read, and waited for, once."""
+    known, whole = tensor.__dict__.setdefault("_remembered", {}), (key, tensor._version)
+    if whole not in known:
+        known[whole] = make()
+    return known[whole]
+
+
 def run_shared(transformer: Any, prompts: Tensor, end: Tensor, shared: int, deep: Sequence[Tensor]) -> Tensor:
     """The last layer's states of the end tokens.
 
@@ -76,7 +84,7 @@ def run_shared(transformer: Any, prompts: Tensor, end: Tensor, shared: int, deep
     Returns:
         (C, width), before the final normalisation.
     """
-    packing = pack(end, shared)
+    packing = remembered(end, ("packing", shared), lambda: pack(end, shared))
     own = prompts[:, shared : shared + packing.longest].flatten(0, 1).index_select(0, packing.cells)
     x = torch.cat([prompts[0, :shared], own])
     for layer, block in enumerate(transformer.resblocks):

@@ -11,7 +11,7 @@ from dho_plugin.cascade import BoostedVLM, BoostingPrompts
 from dho_plugin.classes import ClassList
 from dho_plugin.layers import run_blocks
 from dho_plugin.prompts import PromptLearner
-from dho_plugin.shared_prefix import can_share, run_shared
+from dho_plugin.shared_prefix import can_share, remembered, run_shared
 from dho_plugin.vlm import load_vlm
 
 NAMES = ("tench", "tank suit", "crane", "american staffordshire bull terrier", "ox")
@@ -142,3 +142,17 @@ def test_nothing_behind_the_end_token_is_read(vlm):
     mask = vlm.model.attn_mask[: prompts.shape[1], : prompts.shape[1]]
     slow = run_blocks(transformer, prompts, deep, at=1, mask=mask)[torch.arange(len(end)), end]
     torch.testing.assert_close(found, slow, rtol=1e-9, atol=1e-10)
+
+
+def test_what_is_remembered_of_a_tensor_is_forgotten_when_it_changes():
+    tensor, made = torch.arange(3), []
+
+    def make() -> int:
+        made.append(tensor.sum().item())
+        return made[-1]
+
+    assert [remembered(tensor, "sum", make) for _ in range(2)] == [3, 3] and made == [3]
+    assert remembered(tensor, "other", make) == 3 and len(made) == 2
+    tensor += 1
+    assert remembered(tensor, "sum", make) == 6
+    assert remembered(tensor.clone(), "sum", make) == 6 and len(made) == 4

@@ -11,7 +11,7 @@ import torch
 from dho_plugin import DualHeadLogits, cli, interpolate, precision
 from dho_plugin.classes import ClassList, class_list
 from dho_plugin.errors import UsageError
-from dho_plugin.host import TRAINER_REGISTRY
+from dho_plugin.host import HOST, TRAINER_REGISTRY
 from dho_plugin.shifts import load_shifts
 
 OURS = [n for n in TRAINER_REGISTRY.registered_names() if TRAINER_REGISTRY.get(n).__module__.startswith("dho_plugin.")]
@@ -470,6 +470,30 @@ def test_compiled_towers_learn_the_same(workspace, tmp_path, name):
     assert all(torch.allclose(value, final[1][key], rtol=0, atol=1e-5) for key, value in final[0].items())
     with pytest.raises(UsageError, match="Did you mean 'inductor'"):
         runs.make(workspace, name, tmp_path / "b", "", "MODEL.COMPILE induktor")
+
+
+@pytest.mark.skipif(HOST == "dassl", reason="Dassl's own loop reads every loss")
+@pytest.mark.parametrize("name", ["CoOpDHO", "PromptSRCDHO", "StudentDHO", "CoOpCasPL"])
+def test_no_step_waits_for_numbers_that_are_not_printed(workspace, tmp_path, monkeypatch, name):
+    read: list[str] = []
+    for method in ("item", "__float__", "__int__", "tolist"):
+        plain = getattr(torch.Tensor, method)
+        monkeypatch.setattr(torch.Tensor, method, lambda self, m=method, p=plain: read.append(m) or p(self))
+    counts = {}
+    for frequency in (8, 2):
+        options = f"TRAINER.DHO.STEPS_PER_EPOCH 8 TRAIN.PRINT_FREQ {frequency}"
+        trainer = runs.make(workspace, name, tmp_path / str(frequency), "", options)
+        trainer.before_train()
+        trainer.epoch = 0
+        trainer.before_epoch()
+        monkeypatch.setattr(trainer.train_loader_x.batches, "receive", lambda batch: batch)
+        batches = [trainer.train_loader_x.batches[step] for step in range(8)]
+        monkeypatch.setattr(type(trainer.train_loader_x), "__iter__", lambda self, made=batches: iter(made))
+        trainer.losses(batches[0])  # what hangs on the prompts alone is known from here on
+        read.clear()
+        trainer.run_epoch()
+        counts[frequency] = len(read)
+    assert counts[2] == 4 * counts[8] > 0  # of what is printed, and nothing else
 
 
 def test_a_nan_loss_stops_before_the_step_is_applied(workspace, tmp_path, monkeypatch):
