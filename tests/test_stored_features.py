@@ -254,3 +254,12 @@ def test_the_manifest_knows_the_stored_teacher(workspace, tmp_path):
     runs.run(workspace, "LinearProbeDHO", tmp_path / "b", "", f"STORE.DIR {tmp_path / 'store'}")
     teachers = [json.loads((tmp_path / run / "manifest.json").read_text())["teacher"] for run in "ab"]
     assert teachers[0] == teachers[1]
+
+
+def test_a_reader_with_other_pixels_has_features_of_its_own(workspace, tmp_path, monkeypatch):
+    looked = Looked(monkeypatch)
+    for reader, models in (("pil", 1), ("tensor", 2), ("cuda", 2)):  # without a GPU cuda gives tensor's pixels
+        options = f"STORE.DIR {tmp_path / 'store'} INPUT.READER {reader}"
+        trainer = runs.make(workspace, "LinearProbeDHO", tmp_path / reader, "", options)
+        trainer.train()
+        assert looked.views["teacher"] == models * views_of(trainer)
