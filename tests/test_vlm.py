@@ -235,6 +235,9 @@ def test_the_lighter_activation_is_open_clips():
     mine, other = (torch.autograd.grad((activation(x) * weights).sum(), x)[0] for activation in (ours, theirs))
     torch.testing.assert_close(mine, other)
     assert kept_bytes(lambda: ours(x), [x]) == 101 * 8
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):  # the same bits whether or not a gradient is wanted
+        few = x.detach().to(dtype).requires_grad_()
+        assert torch.equal(ours(few), theirs(few))
     with torch.no_grad():
         assert torch.equal(ours(x), theirs(x))
 
