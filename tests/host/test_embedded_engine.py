@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import pickle
@@ -48,6 +49,32 @@ def test_samplers_that_are_refused(config, name: str, message: str) -> None:
 def test_radam_is_left_to_dassl(config) -> None:
     with pytest.raises(ValueError, match="Dassl checkout"):
         api.build_optimizer(nn.Linear(1, 1), config("OPTIM.NAME", "radam").OPTIM)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "amsgrad", "adamw", "rmsprop"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_checkpoint_of_steps_that_were_not_fused_goes_on(config, name: str, scaled: bool) -> None:
+    torch.manual_seed(0)
+    options, layer = config("OPTIM.NAME", name).OPTIM, nn.Linear(3, 2)
+    plain, reference = api.build_optimizer([layer.weight], options), nn.Linear(3, 2, bias=False)
+    for group in plain.param_groups:
+        group.update({"fused": None} if "fused" in group else {})
+
+    def step(weight: nn.Parameter, optim: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        optim.zero_grad()
+        scaler.scale(weight.square().sum()).backward()
+        scaler.step(optim)
+        scaler.update()
+
+    off, on = (torch.amp.GradScaler("cpu", init_scale=16.0, enabled=enabled) for enabled in (False, scaled))
+    step(layer.weight, plain, off)
+    reference.weight.data.copy_(layer.weight)
+    resumed = api.build_optimizer(reference, options)
+    resumed.load_state_dict(copy.deepcopy(plain.state_dict()))
+    for _ in range(2):
+        step(layer.weight, plain, off)
+        step(reference.weight, resumed, on)
+    torch.testing.assert_close(reference.weight, layer.weight)
 
 
 def test_a_trainer_without_build_model_says_so(config) -> None:
