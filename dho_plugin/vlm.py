@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import open_clip
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .errors import UsageError, did_you_mean
