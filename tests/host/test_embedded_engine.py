@@ -114,6 +114,27 @@ def test_training_without_tensorboard(config, monkeypatch: pytest.MonkeyPatch, c
     assert captured.err == ""
 
 
+def test_scalars_are_written_where_a_line_is_printed(config, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 2, "TRAIN.PRINT_FREQ", 2)
+    trainer, written = api.build_trainer(config(*options)), []
+    monkeypatch.setattr(trainer, "write_scalar", lambda *call: written.append(call))
+    trainer.train()
+    steps = trainer.num_batches
+    assert steps >= 4
+    expected = [epoch * steps + batch for epoch in range(2) for batch in range(steps) if batch % 2]
+    assert [step for name, _, step in written if name == "train/loss"] == expected
+    assert all(type(value) is float for name, value, _ in written if name.startswith("train/"))
+
+
+def test_meters_leave_tensors_where_they_are_and_average_in_double() -> None:
+    meter, waits = api.AverageMeter(), torch.ones((), requires_grad=True)
+    values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    for value in values:
+        meter.update(value * waits)
+    assert meter.avg == pytest.approx(values.double().mean().item(), rel=1e-12)
+    assert isinstance(meter._sum, torch.Tensor) and not meter._sum.requires_grad and meter.val == float(values[-1])
+
+
 def test_datum_has_the_attributes_of_pickled_few_shot_caches(tmp_path: Path) -> None:
     root = host_toy.write_images(tmp_path / "data")
     item = host_toy.read_split(api, root, "val")[3]
