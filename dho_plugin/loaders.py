@@ -128,7 +128,8 @@ class ViewSource:
         positions = np.flatnonzero(asked)
         for start in range(0, len(positions), PORTION):
             passes, at = np.divmod(positions[start : start + PORTION], len(indices))
-            yield at, draw_views(*sizes[at].T, self.policy, seed=self.seed, keys=keys[at], passes=passes)
+            widths, heights = sizes[at].T
+            yield at, draw_views(widths, heights, self.policy, seed=self.seed, keys=keys[at], passes=passes)
 
     def _read(self, position: int, skipped: set[int]) -> tuple[int, int, Picture]:
         """(index, pass, image) at a position or, where its file cannot be read, at the next one that can be."""
