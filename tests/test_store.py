@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 from dho_plugin import store as store_module
 from dho_plugin.errors import UsageError
@@ -246,6 +247,18 @@ def test_contents_are_read_once_and_again_when_a_file_changes(tmp_path, monkeypa
     tiny.write_image(two, rng, 2)
     with pytest.raises(UsageError, match=r"No space left.*STORE\.DIR"):
         of(paths)
+
+
+@pytest.mark.parametrize(("pixels", "time"), [((30, 20), 2), ((20, 30), 2), ((40, 20), 1)])
+def test_size_and_time_of_change_each_tell_that_a_file_is_another(tmp_path, pixels, time):
+    path = tmp_path / "one.bmp"
+    Image.new("RGB", (30, 20)).save(path)
+    os.utime(path, ns=(1, 1))
+    first = Contents(tmp_path / "s").of([str(path)])[0]
+    Image.new("RGB", pixels, "red").save(path)
+    os.utime(path, ns=(1, time))
+    second = Contents(tmp_path / "s").of([str(path)])[0]
+    assert second["image"] != first["image"] and (second["width"], second["height"]) == pixels
 
 
 def test_equal_views_are_found_and_those_of_an_image_stand_together():
