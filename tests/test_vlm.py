@@ -266,3 +266,8 @@ def test_the_image_feature_and_its_gradient_are_those_of_all_tokens_of_all_layer
     found = [torch.autograd.grad((f * f.cos()).sum(), wanted, allow_unused=True) for f in features]
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_loaded_model_has_the_lighter_activation_alone(vlm):
+    kinds = {type(part) for part in vlm.modules() if isinstance(part, open_clip.transformer.QuickGELU)}
+    assert kinds == {QuickGELU} == {type(p) for p in copy.deepcopy(vlm).modules() if "GELU" in type(p).__name__}
