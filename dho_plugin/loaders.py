@@ -19,6 +19,7 @@ from .views import Order, UnreadableImage, View, ViewPolicy, center_view, draw_v
 # What INPUT.BAD_IMAGES means for training: stop at a file that cannot be read, or let the next image of the order take
 # its place, up to one file in a thousand of the set (one at least, 100 at most). An evaluation is over the whole set.
 BAD_IMAGES = ("stop", "skip")
+PORTION = 2**14  # views drawn at a time: a run may have millions, and each takes a kilobyte while it is drawn
 
 
 class Sizes(NamedTuple):
@@ -114,11 +115,21 @@ class ViewSource:
             found[whole, self.order.span(whole * len(self.paths), rest)[0]] = True
         return found
 
-    def boxes(self, indices: np.ndarray, passes: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-        """The views of many images at once: (n, 5) as draw_views has them; all arguments (n,)."""
-        each, at = np.unique(indices, return_inverse=True)
-        keys = np.array([image_key(self.paths[index], self.root) for index in each.tolist()], dtype=np.uint64)[at]
-        return draw_views(widths, heights, self.policy, seed=self.seed, keys=keys, passes=passes)
+    def boxes(
+        self, asked: np.ndarray, indices: np.ndarray, sizes: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The views of many images, in portions: columns of `asked` (k,) and their views (k, 5), see draw_views.
+
+        Args:
+            asked: (passes, n) bool, which views are wanted, and in this order. indices: (n,) of the images. sizes:
+                (n, 2), width and height in pixels.
+        """
+        keys = np.array([image_key(self.paths[index], self.root) for index in indices.tolist()], dtype=np.uint64)
+        positions = np.flatnonzero(asked)
+        for start in range(0, len(positions), PORTION):
+            passes, at = np.divmod(positions[start : start + PORTION], len(indices))
+            widths, heights = sizes[at].T
+            yield at, draw_views(widths, heights, self.policy, seed=self.seed, keys=keys[at], passes=passes)
 
     def _read(self, position: int, skipped: set[int]) -> tuple[int, int, Picture]:
         """(index, pass, image) at a position or, where its file cannot be read, at the next one that can be."""

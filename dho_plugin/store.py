@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +26,9 @@ from torch import Tensor
 
 from .errors import UsageError
 from .hashing import hash64
-from .predicting import progress
+from .predicting import printable, progress
 from .split_record import write_whole
-from .views import image_size
+from .views import image_size, opened
 
 META = "store.json"
 # One view of one image: 64 bits of a hash of the file's bytes, the box in its pixels, mirrored or not.
@@ -59,12 +60,11 @@ class Model(NamedTuple):
     width: int
     dtype: str
 
-    @property
-    def folder(self) -> str:
-        """A folder's name that no other model has."""
-        digest = hashlib.sha256(json.dumps(self[1:]).encode()).hexdigest()[:12]
+    def folder(self, root: Path) -> Path:
+        """A folder that no other model has; the one that is there already, whatever the model was called then."""
+        mark = f"{self.size}px-{hashlib.sha256(json.dumps(self[1:]).encode()).hexdigest()[:12]}"
         plain = "".join(char if char.isalnum() else "-" for char in self.name)[-40:].strip("-")
-        return f"{plain}-{self.size}px-{digest}"
+        return next(iter(sorted(root.glob(f"*-{mark}"))), root / f"{plain}-{mark}")
 
 
 def weights_hash(module: torch.nn.Module) -> str:
@@ -111,14 +111,15 @@ class Store:
         root: folder that holds the stores of all models. model: see Model.
 
     Raises:
-        UsageError: what stands there is another model's; it names what differs.
+        UsageError: what stands there is another model's, it names what differs; a folder that cannot be used.
     """
 
     def __init__(self, root: str | Path, model: Model) -> None:
         self.model = model
-        self.folder = Path(root).expanduser() / model.folder
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_meta()
+        self.folder = model.folder(Path(root).expanduser())
+        with _using(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_meta()
         self._own = self._new_files()
         self.refresh()
 
@@ -133,7 +134,7 @@ class Store:
             there: Any = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UsageError(f"{path} is no record of a store ({error}): move {self.folder} away") from error
-        differ = [key for key in wanted if not isinstance(there, dict) or there.get(key) != wanted[key]]
+        differ = [key for key in list(wanted)[1:] if not isinstance(there, dict) or there.get(key) != wanted[key]]
         if differ:
             raise UsageError(f"{self.folder} holds features of another model, which differs in {differ}: move it away")
 
@@ -141,8 +142,9 @@ class Store:
         """Take in what others have written since."""
         self._features, names = [], []
         for path in sorted(self.folder.glob("*.views")):
-            views = _records(path, VIEW)
-            features = _matrix(path.with_suffix(".features"), self.model.width, np.dtype(self.model.dtype))
+            with _using(self.folder):
+                views = _records(path, VIEW)
+                features = _matrix(path.with_suffix(".features"), self.model.width, np.dtype(self.model.dtype))
             whole = min(len(views), len(features))
             if whole:
                 self._features.append(features[:whole])
@@ -186,11 +188,11 @@ class Store:
             raise UsageError(f"{self.model.name} gives features that are not finite: nothing of this batch is stored")
         try:
             for suffix, content in ((".features", numbers), (".views", views)):  # a view stands for a whole feature
-                with self._own.with_suffix(suffix).open("ab") as file:
+                with _using(self.folder), self._own.with_suffix(suffix).open("ab") as file:
                     file.write(np.ascontiguousarray(content).tobytes())
-        except OSError as error:
-            self._own = self._new_files()  # in the old ones a later view would stand for what is there by half
-            raise UsageError(f"cannot write to {self.folder}: {error}") from error
+        except BaseException:  # an interrupt too: in the old files a later view would stand for what is there by half
+            self._own = self._new_files()
+            raise
 
 
 class _Index:
@@ -210,7 +212,9 @@ class _Index:
         found = np.full(len(wanted), -1)
         if not len(self.records):
             return found
-        at = np.searchsorted(self._sorted, self._hashes(wanted))
+        hashes = self._hashes(wanted)
+        order, at = np.argsort(hashes), np.empty(len(wanted), dtype=np.int64)
+        at[order] = np.searchsorted(self._sorted, hashes[order])  # in order: millions out of order miss every cache
         candidates = self._order[np.minimum(at, len(self.records) - 1)]
         same = np.logical_and.reduce([self.records[field][candidates] == wanted[field] for field in self.fields])
         found[same] = candidates[same]
@@ -226,17 +230,20 @@ class Contents:
 
     def __init__(self, root: str | Path) -> None:
         self.folder = Path(root).expanduser() / "files"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with _using(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._own = self.folder / f"{os.getpid()}-{time.time_ns():x}.files"
 
     def of(self, paths: Sequence[str]) -> np.ndarray:
         """The content of each file: (n,) of dtype FILE. Files not seen before are read, and their progress is said.
 
         Raises:
-            UnreadableImage: a file is no image.
+            UnreadableImage: a file is missing, or no image.
+            UsageError: the store's folder cannot be read or written.
         """
-        found = np.array([(*_file(path), 0, 0, 0) for path in paths], dtype=FILE)
-        records = [_records(path, FILE) for path in sorted(self.folder.glob("*.files"))]
+        found = np.array([(*opened(path, _file), 0, 0, 0) for path in paths], dtype=FILE)
+        with _using(self.folder):
+            records = [_records(path, FILE) for path in sorted(self.folder.glob("*.files"))]
         known = _Index(np.concatenate(records) if records else np.empty(0, FILE), ("path", "size", "changed"))
         rows = known.rows(found)
         found[rows >= 0] = known.records[rows[rows >= 0]]
@@ -248,13 +255,24 @@ class Contents:
         return found
 
     def _read(self, found: np.ndarray, paths: Sequence[str], new: Sequence[int]) -> Iterator[None]:
-        with ThreadPoolExecutor(THREADS) as pool, self._own.open("ab") as file:
+        with ThreadPoolExecutor(THREADS) as pool, _using(self.folder), self._own.open("ab") as file:
             for start in range(0, len(new), PORTION):
                 portion = new[start : start + PORTION]
                 for row, content in zip(portion, pool.map(_content, [paths[row] for row in portion]), strict=True):
                     found[row] = (*found[row].tolist()[:3], *content)
                     yield
                 file.write(found[portion].tobytes())
+
+
+@contextmanager
+def _using(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"cannot use {printable(str(folder))} ({printable(str(error))}): give STORE.DIR a folder that can be read "
+            "and written and has room"
+        ) from error
 
 
 def _file(path: str) -> tuple[int, int, int]:
@@ -266,8 +284,9 @@ def _file(path: str) -> tuple[int, int, int]:
 
 def _content(path: str) -> tuple[int, int, int]:
     """A file's "image", "width" and "height" in FILE."""
-    digest = hashlib.blake2b(Path(path).read_bytes(), digest_size=8).digest()
-    return (int.from_bytes(digest, "little"), *image_size(path))
+    size = image_size(path)
+    digest = hashlib.blake2b(opened(path, lambda path: Path(path).read_bytes()), digest_size=8).digest()
+    return (int.from_bytes(digest, "little"), *size)
 
 
 def _records(path: Path, dtype: np.dtype) -> np.ndarray:

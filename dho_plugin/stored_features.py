@@ -27,6 +27,7 @@ from .towers import VLM
 from .views import View
 
 BATCH = 64  # views that are computed at a time
+PORTION = 2**16  # features read at a time: the host's memory need not hold what the device's does
 SHARE = 0.25  # of the free memory that a run's features may take; beyond it they are read from disk in each step
 
 
@@ -79,11 +80,19 @@ class StoredFeatures:
         """Take views (n,) as those of numbers 0 to n - 1; of which this run will read those that `asked` (n,) has."""
         self.store.refresh()
         self._rows = np.where(asked, self.store.rows(names), -1)
-        count = int(asked.sum())
+        rows = self._rows[asked]
+        if rows.min(initial=0) < 0:
+            raise UsageError(f"{self.store.folder} has lost views while this run looked at them: start it again")
         self._table = None
-        if count * self.bytes_per_view <= SHARE * free_bytes(self.device):
-            self._slots = np.where(asked, np.cumsum(asked) - 1, count)  # beyond the table: an error, and no other view
-            self._table = self.store.read(self._rows[asked]).to(self.device)
+        if len(rows) * self.bytes_per_view <= SHARE * free_bytes(self.device):
+            # Beyond the table: an error, and no other view.
+            self._slots = np.where(asked, np.cumsum(asked) - 1, len(rows))
+            self._table = torch.empty(
+                len(rows), self.vlm.width, dtype=getattr(torch, self.store.model.dtype), device=self.device
+            )
+            for start in range(0, len(rows), PORTION):
+                part = slice(start, start + PORTION)
+                self._table[part] = self.store.read(rows[part])
 
 
 class Part(NamedTuple):
@@ -103,31 +112,33 @@ def prepare(parts: Sequence[Part], contents: Contents, workers: int) -> None:
     Raises:
         UsageError: not enough room on the disk; an image that cannot be read.
     """
-    found, of_part = [], []
-    for part in parts:
-        asked = part.source.needed(part.positions)
-        passes, indices = np.nonzero(asked)
-        each, at = np.unique(indices, return_inverse=True)
-        files = contents.of([part.source.paths[index] for index in each.tolist()])[at]
-        boxes = part.source.boxes(indices, passes, files["width"].astype(np.int64), files["height"].astype(np.int64))
-        found.append(view_records(files["image"], boxes))
-        of_part.append((asked, indices))
+    needed = [part.source.needed(part.positions) for part in parts]
+    found = [_named(part.source, asked, contents) for part, asked in zip(parts, needed, strict=True)]
     names, numbers = same_views(np.concatenate(found))
     files = np.empty((len(names), 2), dtype=np.int64)  # of each view: a part, and the index of a file that has it
     asked_by = {id(reader): (reader, np.zeros(len(names), dtype=bool)) for part in parts for reader in part.readers}
     start = 0
-    for which, (part, (asked, indices)) in enumerate(zip(parts, of_part, strict=True)):
-        own = numbers[start : start + len(indices)]
-        part.source.numbers = np.full(asked.shape, -1)
+    for which, (part, asked) in enumerate(zip(parts, needed, strict=True)):
+        own = numbers[start : start + int(asked.sum())]
+        part.source.numbers = np.full(asked.shape, len(names))  # no view's number: an error, and not the last view
         part.source.numbers[asked] = own
-        files[own] = np.stack([np.full(len(indices), which), indices], axis=1)
+        files[own, 0], files[own, 1] = which, np.nonzero(asked)[1]
         for reader in part.readers:
             asked_by[id(reader)][1][own] = True
-        start += len(indices)
+        start += len(own)
     jobs = [_Job(reader, asked & reader.lacking(names)) for reader, asked in asked_by.values()]
     _fill(jobs, _Views([part.source for part in parts], names, files, jobs), workers)
     for reader, asked in asked_by.values():
         reader.open(names, asked)
+
+
+def _named(source: ViewSource, asked: np.ndarray, contents: Contents) -> np.ndarray:
+    """Names of a source's views, (n,) of dtype VIEW, in the order of np.nonzero(asked)."""
+    each = np.flatnonzero(asked.any(axis=0))
+    files = contents.of([source.paths[index] for index in each.tolist()])
+    sizes = np.stack([files["width"], files["height"]], axis=1).astype(np.int64)
+    found = [view_records(files["image"][at], boxes) for at, boxes in source.boxes(asked[:, each], each, sizes)]
+    return np.concatenate([np.empty(0, dtype=VIEW), *found])
 
 
 class _Job(NamedTuple):

@@ -177,7 +177,7 @@ def read_image(path: str | Path) -> Image.Image:
         UnreadableImage: the file cannot be decoded so; the message names it. INPUT.BAD_IMAGES says what training then
             does, an evaluation always stops.
     """
-    return _opened(path, open_rgb)
+    return opened(path, open_rgb)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -191,10 +191,11 @@ def image_size(path: str | Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.size
 
-    return _opened(path, size)
+    return opened(path, size)
 
 
-def _opened(path: str | Path, read: Callable[[str | Path], Any]) -> Any:
+def opened(path: str | Path, read: Callable[[Any], Any]) -> Any:
+    """What `read` makes of an image's path; whatever it raises becomes an UnreadableImage that names the file."""
     try:
         return read(path)
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 from dho_plugin import store as store_module
 from dho_plugin.errors import UsageError
@@ -64,7 +65,7 @@ def test_equal_hashes_are_told_apart_by_name(tmp_path, monkeypatch):
 def test_bytes_of_a_view_of_a_large_teacher(tmp_path):
     model = MODEL._replace(width=768)
     Store(tmp_path, model).append(some_views(10), torch.zeros(10, 768))
-    files = [path for path in (tmp_path / model.folder).iterdir() if path.suffix != ".json"]
+    files = [path for path in model.folder(tmp_path).iterdir() if path.suffix != ".json"]
     assert sum(path.stat().st_size for path in files) == 10 * 1553 <= 10 * 1600
 
 
@@ -84,7 +85,7 @@ def test_another_model_has_another_folder(tmp_path, change):
     Store(tmp_path, MODEL).append(some_views(2), numbers(2))
     other = Store(tmp_path, MODEL._replace(**change))
     assert len(other) == 0 and other.folder != Store(tmp_path, MODEL).folder
-    other.folder.joinpath("store.json").write_text((tmp_path / MODEL.folder / "store.json").read_text())
+    other.folder.joinpath("store.json").write_text((MODEL.folder(tmp_path) / "store.json").read_text())
     with pytest.raises(UsageError, match=rf"another model, which differs in \['{next(iter(change))}'\]"):
         Store(tmp_path, MODEL._replace(**change))
 
@@ -134,19 +135,46 @@ def test_what_a_killed_writer_left_half_is_not_there(tmp_path, cut):
     assert torch.equal(again.read(again.rows(some_views(4))).float(), numbers(4))
 
 
-def test_a_full_disk_is_said_and_what_comes_later_is_right(tmp_path, monkeypatch):
+def test_a_model_is_known_whatever_it_is_called(tmp_path):
+    Store(tmp_path, MODEL).append(some_views(2), numbers(2))
+    for name in ("~/ViT-L-14-336px.pt", "/elsewhere/ViT-L/14@336px"):
+        assert len(Store(tmp_path, MODEL._replace(name=name))) == 2
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_used_is_said(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for make in (lambda root: Store(root, MODEL), Contents):
+        with pytest.raises(UsageError, match=r"cannot use .*file.*STORE\.DIR"):
+            make(file)
     store = Store(tmp_path, MODEL)
+    (store.folder / "1.views").mkdir()
+    with pytest.raises(UsageError, match=r"1\.views.*STORE\.DIR"):
+        store.refresh()
+
+
+def no_room(monkeypatch, suffix: str, error: BaseException) -> None:
     opened = Path.open
 
     def full(self, mode="r", *rest, **keywords):
-        if self.suffix == ".views" and "a" in mode:
-            raise OSError(28, "No space left on device")
+        if self.suffix == suffix and "a" in mode:
+            raise error
         return opened(self, mode, *rest, **keywords)
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(UsageError, match="No space left"):
-        store.append(some_views(3), numbers(3))
-    monkeypatch.setattr(Path, "open", opened)
+
+
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(("error", "said"), [(FULL, UsageError), (KeyboardInterrupt(), KeyboardInterrupt)])
+def test_a_full_disk_is_said_and_what_comes_later_is_right(tmp_path, monkeypatch, error, said):
+    store = Store(tmp_path, MODEL)
+    with monkeypatch.context() as patch:
+        no_room(patch, ".views", error)
+        with pytest.raises(said, match="No space left" if error is FULL else None):
+            store.append(some_views(3), numbers(3))
     store.append(some_views(2, image=50), numbers(2, 100))
     store.refresh()
     assert len(store) == 2
@@ -212,6 +240,25 @@ def test_contents_are_read_once_and_again_when_a_file_changes(tmp_path, monkeypa
     two.write_text("<html>")
     with pytest.raises(UsageError, match=r"1\.jpg"):
         of(paths)
+    two.unlink()
+    with pytest.raises(UsageError, match=r"cannot read the image .*1\.jpg"):
+        of(paths)
+    no_room(monkeypatch, ".files", FULL)
+    tiny.write_image(two, rng, 2)
+    with pytest.raises(UsageError, match=r"No space left.*STORE\.DIR"):
+        of(paths)
+
+
+@pytest.mark.parametrize(("pixels", "time"), [((30, 20), 2), ((20, 30), 2), ((40, 20), 1)])
+def test_size_and_time_of_change_each_tell_that_a_file_is_another(tmp_path, pixels, time):
+    path = tmp_path / "one.bmp"
+    Image.new("RGB", (30, 20)).save(path)
+    os.utime(path, ns=(1, 1))
+    first = Contents(tmp_path / "s").of([str(path)])[0]
+    Image.new("RGB", pixels, "red").save(path)
+    os.utime(path, ns=(1, time))
+    second = Contents(tmp_path / "s").of([str(path)])[0]
+    assert second["image"] != first["image"] and (second["width"], second["height"]) == pixels
 
 
 def test_equal_views_are_found_and_those_of_an_image_stand_together():

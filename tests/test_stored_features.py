@@ -119,6 +119,45 @@ def test_the_frozen_reference_is_of_labelled_images_alone(workspace, tmp_path, m
         trainer.stored(trainer.train_loader_x.batches[0]["unlabeled"]["view"])
 
 
+@pytest.mark.parametrize("free", [2**30, 0])
+def test_a_view_that_the_run_did_not_ask_for_is_an_error(workspace, tmp_path, monkeypatch, free):
+    monkeypatch.setattr("dho_plugin.stored_features.free_bytes", lambda device: free)
+    options = f"STORE.DIR {tmp_path / 'store'} TRAINER.DHO.STEPS_PER_EPOCH 2"
+    trainer = runs.make(workspace, "LinearProbeDHO", tmp_path / "a", "", options)
+    trainer.before_train()
+    source, size = trainer.train_loader_x.batches.unlabeled, trainer.train_loader_x.batches.unlabeled_size
+    asked = len(trainer.train_loader_x) * trainer.max_epoch * size
+    assert asked % len(source.paths)  # the last pass is cut short, and the order goes on in it
+    assert trainer.stored(source.batch(asked - 1, 1)["view"]).shape == (1, trainer.vlm.width)
+    with pytest.raises(IndexError):
+        trainer.stored(source.batch(asked, 1)["view"])
+
+
+def test_portions_of_views_are_put_together(workspace, tmp_path, monkeypatch):
+    live = train(workspace, "LinearProbeDHO", tmp_path / "live")
+    monkeypatch.setattr("dho_plugin.loaders.PORTION", 5)
+    monkeypatch.setattr("dho_plugin.stored_features.PORTION", 3)
+    stored = train(workspace, "LinearProbeDHO", tmp_path / "stored", f"STORE.DIR {tmp_path / 'store'}")
+    for one, other in zip(live, stored, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_a_store_that_goes_while_it_is_filled_is_said(workspace, tmp_path, monkeypatch):
+    lacking = StoredFeatures.lacking
+    options = f"STORE.DIR {tmp_path / 'store'}"
+    train(workspace, "LinearProbeDHO", tmp_path / "a", options)
+
+    def gone(self, names):
+        found = lacking(self, names)
+        for file in self.store.folder.glob("*.views"):
+            file.unlink()
+        return found
+
+    monkeypatch.setattr(StoredFeatures, "lacking", gone)
+    with pytest.raises(UsageError, match="has lost views"):
+        train(workspace, "LinearProbeDHO", tmp_path / "b", options)
+
+
 @pytest.mark.parametrize(
     ("name", "keys"),
     [("LinearProbeDHO", set()), ("VPTDHO", {"img"}), ("PromptSRCDHO", {"img"}), ("StudentDHO", {"img"})],
@@ -254,3 +293,12 @@ def test_the_manifest_knows_the_stored_teacher(workspace, tmp_path):
     runs.run(workspace, "LinearProbeDHO", tmp_path / "b", "", f"STORE.DIR {tmp_path / 'store'}")
     teachers = [json.loads((tmp_path / run / "manifest.json").read_text())["teacher"] for run in "ab"]
     assert teachers[0] == teachers[1]
+
+
+def test_a_reader_with_other_pixels_has_features_of_its_own(workspace, tmp_path, monkeypatch):
+    looked = Looked(monkeypatch)
+    for reader, models in (("pil", 1), ("tensor", 2), ("cuda", 2)):  # without a GPU cuda gives tensor's pixels
+        options = f"STORE.DIR {tmp_path / 'store'} INPUT.READER {reader}"
+        trainer = runs.make(workspace, "LinearProbeDHO", tmp_path / reader, "", options)
+        trainer.train()
+        assert looked.views["teacher"] == models * views_of(trainer)

@@ -235,6 +235,9 @@ def test_the_lighter_activation_is_open_clips():
     mine, other = (torch.autograd.grad((activation(x) * weights).sum(), x)[0] for activation in (ours, theirs))
     torch.testing.assert_close(mine, other)
     assert kept_bytes(lambda: ours(x), [x]) == 101 * 8
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):  # the same bits whether or not a gradient is wanted
+        few = x.detach().to(dtype).requires_grad_()
+        assert torch.equal(ours(few), theirs(few))
     with torch.no_grad():
         assert torch.equal(ours(x), theirs(x))
 
@@ -263,3 +266,8 @@ def test_the_image_feature_and_its_gradient_are_those_of_all_tokens_of_all_layer
     found = [torch.autograd.grad((f * f.cos()).sum(), wanted, allow_unused=True) for f in features]
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_loaded_model_has_the_lighter_activation_alone(vlm):
+    kinds = {type(part) for part in vlm.modules() if isinstance(part, open_clip.transformer.QuickGELU)}
+    assert kinds == {QuickGELU} == {type(p) for p in copy.deepcopy(vlm).modules() if "GELU" in type(p).__name__}

@@ -15,7 +15,7 @@ from ..interpolation import SOURCES, Interpolation
 from ..losses import DualHeadLoss, dual_head_loss
 from ..pool import FEW, POOLS, TEST_COPIES, unlabeled_paths
 from ..precision import Precision
-from ..readers import READERS
+from ..readers import READERS, recipe
 from ..runs import is_run
 from ..stored_features import StoredFeatures
 from ..stored_teacher import StoredTeacher
@@ -113,7 +113,8 @@ def build_teacher(
 
 def stored_features(cfg: Any, vlm: VLM, precision: Precision, device: torch.device) -> StoredFeatures:
     """The image features of a frozen model in STORE.DIR."""
-    return StoredFeatures(cfg.STORE.DIR, vlm, interpolation=cfg.INPUT.INTERPOLATION, precision=precision, device=device)
+    pixels = recipe(cfg.INPUT.INTERPOLATION, cfg.INPUT.READER, device)
+    return StoredFeatures(cfg.STORE.DIR, vlm, interpolation=pixels, precision=precision, device=device)
 
 
 def kept_on_disk(cfg: Any, teacher: Teacher, precision: Precision, device: torch.device) -> Teacher:

@@ -27,10 +27,10 @@ def store_views(trainer: Any) -> None:
     if not taught and not own:
         print("STORE.DIR: no model that sees the training images stays as it is here, so nothing is stored")
         return
-    parts = [Part(batches.labeled, trainer.labeled_positions(), list({*taught, *own}))]
+    parts = [Part(batches.labeled, trainer.labeled_positions(), list(dict.fromkeys([*taught, *own])))]
     if batches.unlabeled is not None:
         positions = len(trainer.train_loader_x) * trainer.max_epoch * batches.unlabeled_size
-        readers = {*taught, *(own if trainer.frozen_backbone else [])}
+        readers = dict.fromkeys([*taught, *(own if trainer.frozen_backbone else [])])
         parts.append(Part(batches.unlabeled, positions, list(readers)))
     prepare(parts, Contents(trainer.cfg.STORE.DIR), trainer.cfg.DATALOADER.NUM_WORKERS)
     for part in parts:

@@ -71,6 +71,11 @@ class TipAdapterF(MethodTrainer):
         if self.start_epoch == 0:
             self.fill()
 
+    @property
+    def frozen_backbone(self) -> bool:
+        """Not where tokens merge: the cache is filled in evaluation mode, and what is stored has all tokens."""
+        return super().frozen_backbone and self.backbone.at_test is None
+
     def labeled_positions(self) -> int:
         views = self.cfg.TRAINER.TIPADAPTER.VIEWS * len(self.train_loader_x.batches.labels)
         return max(views, super().labeled_positions())

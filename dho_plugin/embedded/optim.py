@@ -36,25 +36,37 @@ def build_optimizer(
     if param_groups is not None and optim_cfg.STAGED_LR:
         warnings.warn("OPTIM.STAGED_LR has no effect where param_groups are given", stacklevel=2)
     params = _parameters(model, optim_cfg) if param_groups is None else param_groups
+    if name == "rmsprop":
+        alpha, momentum = optim_cfg.RMSPROP_ALPHA, optim_cfg.MOMENTUM
+        return torch.optim.RMSprop(params, lr=lr, momentum=momentum, weight_decay=decay, alpha=alpha)
     params = list(params)
-    fused = {"fused": True} if _can_fuse(params) else {}
+    fused = True if _can_fuse(params) else None
     betas = (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)
+    optimizer: torch.optim.Optimizer
     if name == "sgd":
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             params,
             lr=lr,
             momentum=optim_cfg.MOMENTUM,
             weight_decay=decay,
             dampening=optim_cfg.SGD_DAMPNING,
             nesterov=optim_cfg.SGD_NESTEROV,
-            **fused,
+            fused=fused,
         )
-    if name == "rmsprop":
-        alpha, momentum = optim_cfg.RMSPROP_ALPHA, optim_cfg.MOMENTUM
-        return torch.optim.RMSprop(params, lr=lr, momentum=momentum, weight_decay=decay, alpha=alpha)
-    if name == "adamw":
-        return torch.optim.AdamW(params, lr=lr, weight_decay=decay, betas=betas, **fused)
-    return torch.optim.Adam(params, lr=lr, weight_decay=decay, betas=betas, amsgrad=name == "amsgrad", **fused)
+    elif name == "adamw":
+        optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=decay, betas=betas, fused=fused)
+    else:
+        optimizer = torch.optim.Adam(
+            params, lr=lr, weight_decay=decay, betas=betas, amsgrad=name == "amsgrad", fused=fused
+        )
+    optimizer.register_load_state_dict_pre_hook(_keep_fused)
+    return optimizer
+
+
+def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Step as the optimiser was built, and not as that of a checkpoint: the loss scaler goes by how it was built."""
+    fused = optimizer.defaults["fused"]
+    return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
 
 
 def _can_fuse(params: list[Any]) -> bool:

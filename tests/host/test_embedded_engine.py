@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import pickle
@@ -50,6 +51,32 @@ def test_radam_is_left_to_dassl(config) -> None:
         api.build_optimizer(nn.Linear(1, 1), config("OPTIM.NAME", "radam").OPTIM)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "amsgrad", "adamw", "rmsprop"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_checkpoint_of_steps_that_were_not_fused_goes_on(config, name: str, scaled: bool) -> None:
+    torch.manual_seed(0)
+    options, layer = config("OPTIM.NAME", name).OPTIM, nn.Linear(3, 2)
+    plain, reference = api.build_optimizer([layer.weight], options), nn.Linear(3, 2, bias=False)
+    for group in plain.param_groups:
+        group.update({"fused": None} if "fused" in group else {})
+
+    def step(weight: nn.Parameter, optim: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        optim.zero_grad()
+        scaler.scale(weight.square().sum()).backward()
+        scaler.step(optim)
+        scaler.update()
+
+    off, on = (torch.amp.GradScaler("cpu", init_scale=16.0, enabled=enabled) for enabled in (False, scaled))
+    step(layer.weight, plain, off)
+    reference.weight.data.copy_(layer.weight)
+    resumed = api.build_optimizer(reference, options)
+    resumed.load_state_dict(copy.deepcopy(plain.state_dict()))
+    for _ in range(2):
+        step(layer.weight, plain, off)
+        step(reference.weight, resumed, on)
+    torch.testing.assert_close(reference.weight, layer.weight)
+
+
 def test_a_trainer_without_build_model_says_so(config) -> None:
     with pytest.raises(NotImplementedError, match=r"TrainerX must override build_model"):
         api.TrainerX(config())
@@ -85,6 +112,27 @@ def test_training_without_tensorboard(config, monkeypatch: pytest.MonkeyPatch, c
     assert "Initialize tensorboard" not in captured.out
     # Neither is there a progress bar, where standard error is no terminal.
     assert captured.err == ""
+
+
+def test_scalars_are_written_where_a_line_is_printed(config, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("OPTIM.MAX_EPOCH", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 2, "TRAIN.PRINT_FREQ", 2)
+    trainer, written = api.build_trainer(config(*options)), []
+    monkeypatch.setattr(trainer, "write_scalar", lambda *call: written.append(call))
+    trainer.train()
+    steps = trainer.num_batches
+    assert steps >= 4
+    expected = [epoch * steps + batch for epoch in range(2) for batch in range(steps) if batch % 2]
+    assert [step for name, _, step in written if name == "train/loss"] == expected
+    assert all(type(value) is float for name, value, _ in written if name.startswith("train/"))
+
+
+def test_meters_leave_tensors_where_they_are_and_average_in_double() -> None:
+    meter, waits = api.AverageMeter(), torch.ones((), requires_grad=True)
+    values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    for value in values:
+        meter.update(value * waits)
+    assert meter.avg == pytest.approx(values.double().mean().item(), rel=1e-12)
+    assert isinstance(meter._sum, torch.Tensor) and not meter._sum.requires_grad and meter.val == float(values[-1])
 
 
 def test_datum_has_the_attributes_of_pickled_few_shot_caches(tmp_path: Path) -> None:
