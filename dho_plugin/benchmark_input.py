@@ -173,13 +173,13 @@ def replayed(folder: Path, count: int = 16, passes: int = 4) -> tuple[int, int]:
     """Of views that were drawn, how many come out the same to the pixel from what a store knows of them; and all."""
     files = Files(folder / "usual", SIZE, count)
     source, same = files.source(files.paths, None, "pil"), 0
-    contents = np.arange(count)  # instead of hashes of the files
+    every = np.arange(count)  # instead of hashes of the files
+    boxes = [part for _, part in source.boxes(np.ones((passes, count), dtype=bool), every, np.tile(SIZE, (count, 1)))]
+    names = view_records(np.tile(every, passes), np.concatenate(boxes)).reshape(passes, count)
     for pass_ in range(passes):
-        views = source.batch(pass_ * count, count)["img"]
-        indices = source.order.span(pass_ * count, count)[0]
-        boxes = source.boxes(indices, np.full(count, pass_), *(np.full(count, side) for side in SIZE))
-        names = view_records(contents[indices], boxes).tolist()
-        for view, (content, left, top, width, height, flip) in zip(views, names, strict=True):
+        batch = source.batch(pass_ * count, count)
+        for view, index in zip(batch["img"], batch["index"].tolist(), strict=True):
+            content, left, top, width, height, flip = names[pass_, index].tolist()
             box = View(left, top, width, height, bool(flip))
             again = render(read_image(files.paths[content]), box, STUDENT, HOW)
             same += torch.equal(again, view)
