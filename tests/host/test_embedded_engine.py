@@ -71,6 +71,7 @@ def test_a_checkpoint_of_steps_that_were_not_fused_goes_on(config, name: str, sc
     reference.weight.data.copy_(layer.weight)
     resumed = api.build_optimizer(reference, options)
     resumed.load_state_dict(copy.deepcopy(plain.state_dict()))
+    assert [group.get("fused") for group in resumed.param_groups] == [None if name == "rmsprop" else True]
     for _ in range(2):
         step(layer.weight, plain, off)
         step(reference.weight, resumed, on)
