@@ -15,7 +15,6 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,20 +25,14 @@ from torch import Tensor
 
 from .errors import UsageError
 from .hashing import hash64
-from .predicting import printable, progress
+from .predicting import printable
 from .split_record import write_whole
-from .views import image_size, opened
 
 META = "store.json"
 # One view of one image: 64 bits of a hash of the file's bytes, the box in its pixels, mirrored or not.
 VIEW = np.dtype(
     [("image", "<u8"), ("left", "<u2"), ("top", "<u2"), ("width", "<u2"), ("height", "<u2"), ("flip", "u1")]
 )
-# A file that has been read: a hash of its path, its size and time of change; the hash of its bytes, and its pixels.
-FILE = np.dtype(
-    [("path", "<u8"), ("size", "<u8"), ("changed", "<i8"), ("image", "<u8"), ("width", "<u4"), ("height", "<u4")]
-)
-THREADS, PORTION = 8, 4096  # that read image files at a time; files after which what was learned is written down
 
 
 class Model(NamedTuple):
@@ -117,7 +110,7 @@ class Store:
     def __init__(self, root: str | Path, model: Model) -> None:
         self.model = model
         self.folder = model.folder(Path(root).expanduser())
-        with _using(self.folder):
+        with using(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._check_meta()
         self._own = self._new_files()
@@ -142,15 +135,15 @@ class Store:
         """Take in what others have written since."""
         self._features, names = [], []
         for path in sorted(self.folder.glob("*.views")):
-            with _using(self.folder):
-                views = _records(path, VIEW)
+            with using(self.folder):
+                views = records_of(path, VIEW)
                 features = _matrix(path.with_suffix(".features"), self.model.width, np.dtype(self.model.dtype))
             whole = min(len(views), len(features))
             if whole:
                 self._features.append(features[:whole])
                 names.append(views[:whole])
         self._starts = np.cumsum([0, *map(len, names)])
-        self._index = _Index(np.concatenate(names) if names else np.empty(0, VIEW), VIEW.names or ())
+        self._index = Index(np.concatenate(names) if names else np.empty(0, VIEW), VIEW.names or ())
 
     def __len__(self) -> int:
         return len(self._index.records)
@@ -188,14 +181,14 @@ class Store:
             raise UsageError(f"{self.model.name} gives features that are not finite: nothing of this batch is stored")
         try:
             for suffix, content in ((".features", numbers), (".views", views)):  # a view stands for a whole feature
-                with _using(self.folder), self._own.with_suffix(suffix).open("ab") as file:
+                with using(self.folder), self._own.with_suffix(suffix).open("ab") as file:
                     file.write(np.ascontiguousarray(content).tobytes())
         except BaseException:  # an interrupt too: in the old files a later view would stand for what is there by half
             self._own = self._new_files()
             raise
 
 
-class _Index:
+class Index:
     """Where records are by some of their fields; by name, so that equal hashes of others do no harm."""
 
     def __init__(self, records: np.ndarray, fields: Sequence[str]) -> None:
@@ -221,51 +214,8 @@ class _Index:
         return found
 
 
-class Contents:
-    """What image files hold, read once for each size and time of change of a file.
-
-    Args:
-        root: the stores' folder.
-    """
-
-    def __init__(self, root: str | Path) -> None:
-        self.folder = Path(root).expanduser() / "files"
-        with _using(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self._own = self.folder / f"{os.getpid()}-{time.time_ns():x}.files"
-
-    def of(self, paths: Sequence[str]) -> np.ndarray:
-        """The content of each file: (n,) of dtype FILE. Files not seen before are read, and their progress is said.
-
-        Raises:
-            UnreadableImage: a file is missing, or no image.
-            UsageError: the store's folder cannot be read or written.
-        """
-        found = np.array([(*opened(path, _file), 0, 0, 0) for path in paths], dtype=FILE)
-        with _using(self.folder):
-            records = [_records(path, FILE) for path in sorted(self.folder.glob("*.files"))]
-        known = _Index(np.concatenate(records) if records else np.empty(0, FILE), ("path", "size", "changed"))
-        rows = known.rows(found)
-        found[rows >= 0] = known.records[rows[rows >= 0]]
-        new = np.flatnonzero(rows < 0).tolist()
-        if new:
-            print(f"Reading {len(new):,} image files, by whose content stored features are known")
-            for _ in progress(self._read(found, paths, new), len(new)):
-                pass
-        return found
-
-    def _read(self, found: np.ndarray, paths: Sequence[str], new: Sequence[int]) -> Iterator[None]:
-        with ThreadPoolExecutor(THREADS) as pool, _using(self.folder), self._own.open("ab") as file:
-            for start in range(0, len(new), PORTION):
-                portion = new[start : start + PORTION]
-                for row, content in zip(portion, pool.map(_content, [paths[row] for row in portion]), strict=True):
-                    found[row] = (*found[row].tolist()[:3], *content)
-                    yield
-                file.write(found[portion].tobytes())
-
-
 @contextmanager
-def _using(folder: Path) -> Iterator[None]:
+def using(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -275,21 +225,7 @@ def _using(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _file(path: str) -> tuple[int, int, int]:
-    """A file's "path", "size" and "changed" in FILE."""
-    status, name = os.stat(path), os.path.abspath(path).encode("utf-8", "surrogateescape")
-    place = hashlib.blake2b(name, digest_size=8).digest()
-    return int.from_bytes(place, "little"), status.st_size, status.st_mtime_ns
-
-
-def _content(path: str) -> tuple[int, int, int]:
-    """A file's "image", "width" and "height" in FILE."""
-    size = image_size(path)
-    digest = hashlib.blake2b(opened(path, lambda path: Path(path).read_bytes()), digest_size=8).digest()
-    return (int.from_bytes(digest, "little"), *size)
-
-
-def _records(path: Path, dtype: np.dtype) -> np.ndarray:
+def records_of(path: Path, dtype: np.dtype) -> np.ndarray:
     """The whole records of a file; a last one that is cut off is not there."""
     content = path.read_bytes()
     return np.frombuffer(content, dtype=dtype, count=len(content) // dtype.itemsize)

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .contents import Contents
 from .errors import UsageError
 from .loaders import ViewSource
 from .precision import Precision
 from .predicting import progress
 from .readers import Picture
-from .store import VIEW, Contents, Model, Store, same_views, view_records, weights_hash
+from .store import VIEW, Model, Store, same_views, view_records, weights_hash
 from .text_memory import GIB, free_bytes
 from .towers import VLM
 from .views import View

@@ -14,9 +14,11 @@ import tiny
 import torch
 from PIL import Image
 
+from dho_plugin import contents as contents_module
 from dho_plugin import store as store_module
+from dho_plugin.contents import Contents
 from dho_plugin.errors import UsageError
-from dho_plugin.store import VIEW, Contents, Model, Store, same_views, view_records, weights_hash
+from dho_plugin.store import VIEW, Model, Store, same_views, view_records, weights_hash
 from dho_plugin.views import View
 
 MODEL = Model("ViT-L/14@336px", "ab" * 32, 336, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), "bicubic", "amp", 6, "float16")
@@ -227,12 +229,12 @@ def test_contents_are_read_once_and_again_when_a_file_changes(tmp_path, monkeypa
     def of(paths: list[str]) -> list[tuple[int, ...]]:
         return [row[3:] for row in Contents(tmp_path / "s").of(paths).tolist()]
 
-    monkeypatch.setattr(store_module, "PORTION", 2)
+    monkeypatch.setattr(contents_module, "PORTION", 2)
     first = of(paths)
     assert first[0] == first[2] and first[0][0] != first[1][0]
     assert [content[1:] for content in first] == [(30, 20), (40, 50), (30, 20)]
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "image_size", lambda path: pytest.fail(f"opened {path}"))
+        patch.setattr(contents_module, "image_size", lambda path: pytest.fail(f"opened {path}"))
         assert of(paths[::-1]) == first[::-1] and of([]) == []
     shutil.copy(one, two)
     os.utime(two, ns=(1, 1))

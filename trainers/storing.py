@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..contents import Contents
 from ..loaders import Sizes
-from ..store import Contents
 from ..stored_features import Part, StoredFeatures, prepare
 from ..stored_teacher import StoredTeacher
 from .section import stored_features

@@ -1,0 +1,79 @@
+"""What image files hold, by which stored features are known: read once for each size and time of change of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from .predicting import progress
+from .store import Index, records_of, using
+from .views import image_size, opened
+
+# A file that has been read: a hash of its path, its size and time of change; the hash of its bytes, and its pixels.
+FILE = np.dtype(
+    [("path", "<u8"), ("size", "<u8"), ("changed", "<i8"), ("image", "<u8"), ("width", "<u4"), ("height", "<u4")]
+)
+THREADS, PORTION = 8, 4096  # that read image files at a time; files after which what was learned is written down
+
+
+class Contents:
+    """What image files hold, read once for each size and time of change of a file.
+
+    Args:
+        root: the stores' folder.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.folder = Path(root).expanduser() / "files"
+        with using(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._own = self.folder / f"{os.getpid()}-{time.time_ns():x}.files"
+
+    def of(self, paths: Sequence[str]) -> np.ndarray:
+        """The content of each file: (n,) of dtype FILE. Files not seen before are read, and their progress is said.
+
+        Raises:
+            UnreadableImage: a file is missing, or no image.
+            UsageError: the store's folder cannot be read or written.
+        """
+        found = np.array([(*opened(path, _file), 0, 0, 0) for path in paths], dtype=FILE)
+        with using(self.folder):
+            records = [records_of(path, FILE) for path in sorted(self.folder.glob("*.files"))]
+        known = Index(np.concatenate(records) if records else np.empty(0, FILE), ("path", "size", "changed"))
+        rows = known.rows(found)
+        found[rows >= 0] = known.records[rows[rows >= 0]]
+        new = np.flatnonzero(rows < 0).tolist()
+        if new:
+            print(f"Reading {len(new):,} image files, by whose content stored features are known")
+            for _ in progress(self._read(found, paths, new), len(new)):
+                pass
+        return found
+
+    def _read(self, found: np.ndarray, paths: Sequence[str], new: Sequence[int]) -> Iterator[None]:
+        with ThreadPoolExecutor(THREADS) as pool, using(self.folder), self._own.open("ab") as file:
+            for start in range(0, len(new), PORTION):
+                portion = new[start : start + PORTION]
+                for row, content in zip(portion, pool.map(_content, [paths[row] for row in portion]), strict=True):
+                    found[row] = (*found[row].tolist()[:3], *content)
+                    yield
+                file.write(found[portion].tobytes())
+
+
+def _file(path: str) -> tuple[int, int, int]:
+    """A file's "path", "size" and "changed" in FILE."""
+    status, name = os.stat(path), os.path.abspath(path).encode("utf-8", "surrogateescape")
+    place = hashlib.blake2b(name, digest_size=8).digest()
+    return int.from_bytes(place, "little"), status.st_size, status.st_mtime_ns
+
+
+def _content(path: str) -> tuple[int, int, int]:
+    """A file's "image", "width" and "height" in FILE."""
+    size = image_size(path)
+    digest = hashlib.blake2b(opened(path, lambda path: Path(path).read_bytes()), digest_size=8).digest()
+    return (int.from_bytes(digest, "little"), *size)
