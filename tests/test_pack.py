@@ -217,7 +217,7 @@ def test_runs_on_a_pack_say_so(workspace, tmp_path, capsys):
     run(workspace, out, f"{SMALL} --dataset imagenet_a")  # beside it
     for model in ("student.safetensors", "teacher.pt"):
         shutil.copy(workspace / model, out)
-    assert list(runs.run(out, "LinearProbeDHO", tmp_path / "a")) == ["test"]
+    assert list(runs.run(out, "LinearProbeDHO", tmp_path / "a")) == ["test (packed)"]
     assert f"PACKED: the images are {out}/imagenet's, shrunk to a shorter side of 32 pixels" in capsys.readouterr().out
     packed = json.loads((tmp_path / "a/manifest.json").read_text())["packed"]
     assert (packed["folder"], packed["root"], packed["shorter"]) == (f"{out}/imagenet", str(workspace), 32)

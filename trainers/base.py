@@ -24,6 +24,7 @@ from ..labels import build_labeled_dataset
 from ..loaders import BAD_IMAGES, EpochLoader
 from ..losses import supervised_loss
 from ..manifest import begin, finish, named
+from ..packed import pack_of
 from ..pool import check_shots, check_trainable, copy_policy
 from ..precision import CHOICES as PRECISIONS
 from ..precision import Precision
@@ -369,4 +370,5 @@ class MethodTrainer(Evaluated):
     def caveats(self) -> list[str]:
         """What every result has to say of itself."""
         oracle = (self.interpolated() or {}).get("chosen") == "oracle"
-        return ["oracle"] * oracle + ["transductive"] * bool(self.transductive)
+        packed = pack_of(item.impath for item in self.dm.dataset.test or []) is not None
+        return ["oracle"] * oracle + ["transductive"] * bool(self.transductive) + ["packed"] * packed
