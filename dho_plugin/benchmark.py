@@ -40,9 +40,16 @@ COMPILE = "compile"  # needs a C++ compiler, and minutes; only when asked for
 
 
 class Measured(NamedTuple):
-    """ratios: peers' time over ours, in the order of the repetitions. difference: of the results, relative."""
+    """A row that was run; its models are gone.
 
-    row: Row
+    Attributes:
+        name, wanted, tolerance: see Row. difference: of the results, relative. ratios: peers' time over ours, in the
+        order of the repetitions.
+    """
+
+    name: str
+    wanted: float | None
+    tolerance: float
     difference: float
     ratios: list[float]
 
@@ -69,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             row = row._replace(wanted=None) if args.quick else row  # the demands are for true sizes
             print(f"{row.name} ...", file=sys.stderr, flush=True)
             found.append(measure(row, args.repeats, where_run))
+            print(f"  {median(found[-1].ratios):.1f}", file=sys.stderr, flush=True)
+            del row
         lines = list(facts(args, names, bench, Path(folder)))
         if args.picture:
             title = f"A training step of CoOpDHO, {scale.student} from {scale.teacher}, C = {scale.classes}"
@@ -78,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         kept = {key: value for _, values in lines for key, value in values.items()}
         Path(args.json).write_text(json.dumps(as_json(where, found, kept), indent=1) + "\n", encoding="utf-8")
-    different = [one.row for one in found if one.difference > one.row.tolerance]
-    for row in different:
-        print(f"error: {row.name}: the results differ by more than {row.tolerance:g}", file=sys.stderr)
+    different = [one for one in found if one.difference > one.tolerance]
+    for one in different:
+        print(f"error: {one.name}: the results differ by more than {one.tolerance:g}", file=sys.stderr)
     return int(bool(different))
 
 
@@ -99,8 +108,10 @@ def cases(
         (COMPILE, lambda: compiled_rows(bench), device),
     ]
     for part, rows, where in found:
-        if part in args.parts:
-            yield from ((row, where) for row in rows() if wanted(row.name))
+        for row in rows() if part in args.parts else ():
+            if wanted(row.name):
+                yield row, where
+            del row  # and with it its models, before the next ones are made
 
 
 def facts(
@@ -162,16 +173,15 @@ def measure(row: Row, repeats: int, device: torch.device) -> Measured:
         order = (row.peers, row.ours) if number % 2 == 0 else (row.ours, row.peers)
         seconds = {call: timed(call, device, 1, clock) for call in order}
         ratios.append(row.scale * seconds[row.peers] / seconds[row.ours])
-    return Measured(row, apart, ratios)
+    return Measured(row.name, row.wanted, row.tolerance, apart, ratios)
 
 
 def table(found: Sequence[Measured]) -> Table:
     """A line for each row: ratios, what was wanted, how far apart the results are."""
     lines = []
-    for row, apart, ratios in found:
+    for name, wanted, _, apart, ratios in found:
         spread = f"{min(ratios):.1f} - {median(ratios):.1f} - {max(ratios):.1f}"
-        wanted = "-" if row.wanted is None else f"{row.wanted:g}"
-        lines.append((row.name, spread, wanted, f"{apart:.1e}"))
+        lines.append((name, spread, "-" if wanted is None else f"{wanted:g}", f"{apart:.1e}"))
     return Table(("peers' time over ours", "min - median - max", "at least", "relative difference"), tuple(lines))
 
 
@@ -186,7 +196,6 @@ def memory_line(kept: Memory) -> str:
 def as_json(where: dict[str, Any], found: Sequence[Measured], kept: dict[str, Any]) -> dict[str, Any]:
     """Everything that was measured, as plain dictionaries and lists."""
     measured = [
-        {"row": one.row.name, "wanted": one.row.wanted, "difference": one.difference, "ratios": one.ratios}
-        for one in found
+        {"row": one.name, "wanted": one.wanted, "difference": one.difference, "ratios": one.ratios} for one in found
     ]
     return {"environment": where, "rows": measured, **kept}

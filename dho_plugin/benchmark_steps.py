@@ -7,7 +7,7 @@ step, and all 77 tokens of every prompt run. Learning rates are 0, so that each 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from itertools import count
@@ -128,17 +128,20 @@ def rows(bench: Bench, wanted: Callable[[str], bool]) -> Iterator[Row]:
     for trainer, size, least in (("CoOpDHO", batch, 45), ("VPTDHO", 1, 5.8)):
         name = f"step of {trainer}, all that is frozen stored, C = {classes}, B = {size}"
         if wanted(name):
-            peers, ours = map(_step, bench.pair(trainer, classes, size))
-            yield Row(name, peers, ours, least)
+            yield _row(name, map(_step, bench.pair(trainer, classes, size)), least)
     name = "image side of a step of PromptSRCDHO, B = 1"
     if wanted(name):
-        peers, ours = map(_image_side, bench.pair("PromptSRCDHO", classes, 1))
-        yield Row(name, peers, ours, 6.4)
+        yield _row(name, map(_image_side, bench.pair("PromptSRCDHO", classes, 1)), 6.4)
     if wanted(PROBE):
         yield from _probe(bench)
     name = f"evaluation of CoOp, {EVALUATED} images, C = {10 * EVALUATED} (as 100 and 1000)"
     if wanted(name):
         yield _evaluation(bench, name)
+
+
+def _row(name: str, ways: Iterable[Callable[[], list[Tensor]]], wanted: float) -> Row:
+    peers, ours = ways
+    return Row(name, peers, ours, wanted)
 
 
 def compiled_rows(bench: Bench) -> Iterator[Row]:

@@ -262,7 +262,7 @@ def test_runs(workspace, tmp_path):
     assert torch.equal(tensor, cuda)
     assert not torch.equal(pil, tensor)
     torch.testing.assert_close(pil, tensor, rtol=0, atol=2e-3)
-    for reader in READERS:  # a store never gives one reader's pixels to another
+    for reader in READERS:  # a store never gives one reader's pixels to another; teacher and student have one each
         stored = weights(reader, f"STORE.DIR {tmp_path}/store")
         torch.testing.assert_close(stored, pil if reader == "pil" else tensor, rtol=0, atol=1e-6)
-    assert len(list((tmp_path / "store").glob("*/store.json"))) == 2
+    assert len(list((tmp_path / "store").glob("*/store.json"))) == 4
