@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-WIDTH, LEFT, BAR, GAP, LEGEND = 860, 130, 34, 26, 22
+WIDTH, LEFT, BAR, GAP, LEGEND = 900, 170, 34, 26, 22
 COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#aa3377")  # told apart by colour-blind readers (Paul Tol)
 
 
