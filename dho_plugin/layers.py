@@ -1,4 +1,4 @@
-"""Running a tower's layers, with prompts of their own in the deeper ones."""
+"""Running a tower's layers: with prompts of their own in the deeper ones, and with no more work than is read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def run_blocks(transformer: Any, x: Tensor, deep: Sequence[Tensor], *, at: int, mask: Tensor | None = None) -> Tensor:
@@ -47,3 +48,21 @@ def prompts_of_layer(x: Tensor, deep: Sequence[Tensor], layer: int, at: int) -> 
             x = torch.cat([x[:, :at], own, x[:, at + n :]], dim=1)
         at += n
     return x
+
+
+def lighter_quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x); its gradient is one pass over memory and keeps one tensor instead of two."""
+    return _QuickGELU.apply(x)
+
+
+class _QuickGELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scaled = 1.702 * x
+        ctx.save_for_backward(scaled)
+        return scaled.sigmoid().mul_(x)  # open_clip's bits; silu(scaled) / 1.702 costs bf16 one of its eight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.ops.aten.silu_backward(gradient, ctx.saved_tensors[0])

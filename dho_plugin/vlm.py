@@ -16,9 +16,9 @@ import open_clip
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .errors import UsageError, did_you_mean
+from .layers import lighter_quick_gelu
 from .towers import VLM, ImageSpec
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -283,21 +283,6 @@ def _wrap(model: Any, *, name: str, architecture: str | None, preprocess: dict[s
     return VLM(lighten(model), name=name, tokenizer=tokenizer, image=image)
 
 
-class _QuickGELU(torch.autograd.Function):
-    """x sigmoid(1.702 x); its gradient is one pass over memory and keeps one tensor instead of two."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        scaled = 1.702 * x
-        ctx.save_for_backward(scaled)
-        return scaled.sigmoid().mul_(x)  # open_clip's bits; silu(scaled) / 1.702 costs bf16 one of its eight
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return torch.ops.aten.silu_backward(gradient, ctx.saved_tensors[0])
-
-
 class QuickGELU(open_clip.transformer.QuickGELU):
     """open_clip's activation, with less to do and to keep for the gradient."""
 
@@ -306,7 +291,7 @@ class QuickGELU(open_clip.transformer.QuickGELU):
     def forward(self, x: Tensor) -> Tensor:
         """As its parent, to the bit; the gradient up to rounding."""
         if self.lighter and torch.is_grad_enabled() and x.requires_grad:
-            return _QuickGELU.apply(x)
+            return lighter_quick_gelu(x)
         return super().forward(x)
 
 
