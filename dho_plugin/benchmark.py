@@ -31,7 +31,7 @@ from .benchmark_text import rows as text_rows
 from .errors import UsageError
 from .measuring import timed
 from .report import Table, markdown
-from .store import VIEW
+from .store import bytes_of_view
 from .text_memory import GIB
 from .vlm import feature_width, imagenet_classnames, random_vlm
 
@@ -122,7 +122,7 @@ def facts(
         kept = memory(random_vlm("ViT-B/16"), names, few=10)
         yield memory_line(kept), {"memory": kept._asdict()}
     if "steps" in args.parts:
-        size = VIEW.itemsize + 2 * feature_width(bench.scale.teacher)
+        size = bytes_of_view(feature_width(bench.scale.teacher), "fp16")
         yield f"Stored for a view, {bench.scale.teacher} in half precision: {size:,} bytes", {"bytes of a view": size}
     if "input" in args.parts:
         same, all_ = replayed(folder)
@@ -132,7 +132,7 @@ def facts(
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; mistakes are refused before anything is measured."""
     p = argparse.ArgumentParser(prog="python -m dho_plugin benchmark", description=__doc__)
-    p.add_argument("--quick", action="store_true", help="small models, one repetition: under a minute")
+    p.add_argument("--quick", action="store_true", help="small models, one repetition: about a minute")
     p.add_argument("--cuda", action="store_true", help="on the GPU")
     p.add_argument("--classes", type=int, default=100, help="number of classes C (default 100)")
     p.add_argument("--repeats", type=int, default=5, help="repetitions of each pair")

@@ -12,7 +12,7 @@ import torch
 
 from .counting import IMAGE, PARTS, REFERENCE, TEACHER, TEXT, Step, Text, weights
 from .loaders import ViewSource
-from .store import VIEW
+from .store import bytes_of_view
 from .teachers import ZeroShotTeacher
 from .weightless import storage_of
 
@@ -115,7 +115,6 @@ def views_needed(source: ViewSource, positions: int, views: int) -> int:
 def store_of(cfg: Any, trainer: Any, step: Step, run: dict[str, Any]) -> dict[str, Any]:
     """What STORE.DIR would keep with a fresh view in each pass and as configured, and what computing it takes."""
     batches = trainer.train_loader_x.batches
-    number = 4 if trainer.precision.name == "fp32" else 2
     labeled = [(batches.labeled, run["steps"] * run["batch"])]
     both = [*labeled, (batches.unlabeled, run["steps"] * run["unlabeled_batch"])][: 1 + bool(run["unlabeled_batch"])]
     parts = []
@@ -130,7 +129,7 @@ def store_of(cfg: Any, trainer: Any, step: Step, run: dict[str, Any]) -> dict[st
         for part, sources, width in parts:
             stored = sum(views_needed(source, shown, 0 if fresh else source.views) for source, shown in sources)
             work = stored * (step.forward[part] // step.images[part])
-            size = stored * (VIEW.itemsize + number * width)
+            size = stored * bytes_of_view(width, trainer.precision.name)
             found.append({"of": part, "fresh": fresh, "views": stored, "bytes": size, "flops": work})
     free = None
     if cfg.STORE.DIR:

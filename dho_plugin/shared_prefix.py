@@ -25,7 +25,7 @@ _KEEPS: ContextVar[bool] = ContextVar("keeps", default=False)
 
 @contextmanager
 def keeping(everything: bool) -> Iterator[None]:
-    """Within this context attention keeps all that its gradient needs: a tenth faster, several times the memory."""
+    """Within this context attention keeps all that its gradient needs: faster, and several times the memory."""
     token = _KEEPS.set(everything)
     try:
         yield

@@ -60,6 +60,16 @@ class Model(NamedTuple):
         return next(iter(sorted(root.glob(f"*-{mark}"))), root / f"{plain}-{mark}")
 
 
+def kept_dtype(precision: str) -> str:
+    """In which a store keeps the features of a model that computes so (Precision.name)."""
+    return "float32" if precision == "fp32" else "float16"
+
+
+def bytes_of_view(width: int, precision: str) -> int:
+    """What a feature of `width` numbers and the name of its view take."""
+    return VIEW.itemsize + width * np.dtype(kept_dtype(precision)).itemsize
+
+
 def weights_hash(module: torch.nn.Module) -> str:
     """SHA-256 of names, shapes and values of all parameters and buffers, those that are not saved too."""
     found = hashlib.sha256()

@@ -22,7 +22,7 @@ from .loaders import ViewSource
 from .precision import Precision
 from .predicting import progress
 from .readers import Picture
-from .store import VIEW, Model, Store, same_views, view_records, weights_hash
+from .store import VIEW, Model, Store, bytes_of_view, kept_dtype, same_views, view_records, weights_hash
 from .text_memory import GIB, free_bytes
 from .towers import VLM
 from .views import View
@@ -46,13 +46,13 @@ class StoredFeatures:
 
     def __init__(self, root: str, vlm: VLM, *, interpolation: str, precision: Precision, device: torch.device) -> None:
         self.vlm, self.precision, self.device = vlm, precision, device
-        image, dtype = vlm.image, "float32" if precision.name == "fp32" else "float16"
+        image, dtype = vlm.image, kept_dtype(precision.name)
         mean, std = tuple(image.mean), tuple(image.std)
         model = Model(
             vlm.name, weights_hash(vlm), image.size, mean, std, interpolation, precision.name, vlm.width, dtype
         )
         self.store = Store(root, model)
-        self.bytes_per_view = vlm.width * np.dtype(dtype).itemsize
+        self.bytes_per_view = bytes_of_view(vlm.width, precision.name)
         self._rows = self._slots = np.empty(0, dtype=np.int64)
         self._table: Tensor | None = None
 
@@ -186,8 +186,8 @@ class _Views(Dataset):
 def _fill(jobs: Sequence[_Job], views: _Views, workers: int) -> None:
     total = 0
     for reader, lacking in jobs:
-        size = int(lacking.sum()) * (VIEW.itemsize + reader.bytes_per_view)
         stored, missing = len(reader.store), int(lacking.sum())
+        size = missing * reader.bytes_per_view
         print(f"{reader.vlm.name}: {stored:,} views stored, {missing:,} to be computed, {size / GIB:.2f} GiB")
         total += size
     root = jobs[0].reader.store.folder.parent

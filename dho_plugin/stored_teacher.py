@@ -26,9 +26,7 @@ class StoredTeacher(Teacher):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        features = self.features(images)
-        with torch.autocast(features.device.type, enabled=False):
-            return self.teacher.head(features)
+        return self.teacher.classify(self.features(images))
 
     def directions(self) -> Tensor:
         return self.teacher.directions()

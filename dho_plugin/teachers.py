@@ -67,8 +67,11 @@ class ZeroShotTeacher(Teacher):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        features = self.features(images)
-        with torch.autocast(images.device.type, enabled=False):
+        return self.classify(self.features(images))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Image features (N, width) -> logits (N, C), in float32 whatever the precision."""
+        with torch.autocast(features.device.type, enabled=False):
             return self.head(features)
 
     def directions(self) -> Tensor:

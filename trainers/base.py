@@ -270,7 +270,7 @@ class MethodTrainer(Evaluated):
     # Steps
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return self.student.normalize(batch["img"].to(self.device, non_blocking=True)), batch["label"].to(self.device)
+        return self.images(batch), self.labels(batch)
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return self.parse_batch_train(batch)
