@@ -19,11 +19,12 @@ from . import cli
 from ._version import __version__
 from .errors import UsageError
 from .predicting import printable
+from .run_log import LOG, begin
 from .saved import check_same_settings, settings
 from .shifts import Row
+from .stopping import Stopped, listening
 
 RESULT = "result.json"
-LOG = "log.txt"
 AFTER = "{after}"
 
 
@@ -161,10 +162,16 @@ def run_cell(cell: Cell, threads: int) -> Outcome:
     torch.set_num_threads(threads)
     started = time.monotonic()
     cell.folder.mkdir(parents=True, exist_ok=True)
-    with (cell.folder / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+    begin(cell.folder)
+    # Line by line, so that the log of a killed run is complete.
+    with (cell.folder / LOG).open("a", 1, encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         try:
             cfg, args = configure(cell)
-            accuracies = cli.run(cfg, args)
+            with listening():
+                accuracies = cli.run(cfg, args)
+        except Stopped as stop:
+            print(stop)
+            return Outcome(cell, {}, str(stop))
         except UsageError as error:
             print(f"error: {printable(str(error))}")
             return Outcome(cell, {}, f"error: {error}")

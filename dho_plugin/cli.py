@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import random
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from .config import CONFIGS, PRESETS, config_file, merge_file, merge_options
 from .datasets import SHIFTS
 from .datasets.drawn import demo_root
 from .datasets.own_files import TABLE
+from .distributed import is_main, joined
 from .errors import UsageError, did_you_mean
 from .host import (
     DATASET_REGISTRY,
@@ -29,13 +29,14 @@ from .host import (
     collect_env_info,
     get_cfg_default,
     set_random_seed,
-    setup_logger,
 )
 from .manifest import finish, is_transductive, named
 from .predicting import printable
 from .protocol import explain
+from .run_log import open_log
 from .saved import assign, flatten
 from .shifts import Row, evaluate_shifts, load_shifts
+from .stopping import REQUEUE, Stopped, listening, requeue
 from .trainers.section import check_dataset
 from .vlm import find_vlm
 
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     coop.add_argument("--root", default="", help="folder that holds the datasets")
     coop.add_argument("--output-dir", default="", help="output folder")
     coop.add_argument("--resume", default="", help="output folder of an earlier run to go on from")
+    short.add_argument("--resume-force", action="store_true", help="go on in spite of other settings")
     coop.add_argument("--seed", type=int, default=1, help="negative for a random one")
     coop.add_argument("--source-domains", nargs="+", help="source domains for DA/DG")
     coop.add_argument("--target-domains", nargs="+", help="target domains for DA/DG")
@@ -211,6 +213,7 @@ def _merge_flags(cfg: Any, args: argparse.Namespace) -> None:
         "TRAINER.DHO.TEACHER.NAME": args.teacher,
         "TRAINER.CASPL.SENIOR": args.teacher,
         "TRAINER.DHO.UNLABELED": False if args.labels_only else None,
+        "TRAIN.RESUME_FORCE": args.resume_force or None,
     }.items():
         if value not in (None, ""):
             assign(cfg, key, value)
@@ -279,6 +282,7 @@ def run(cfg: Any, args: argparse.Namespace) -> Row:
         print(f"TRANSDUCTIVE: the model has learned from test images without their labels: {row}")
     if trained:
         finish(Path(cfg.OUTPUT_DIR), results=row)
+        trainer.over()
     return row
 
 
@@ -319,13 +323,8 @@ def after_stage_one(cfg: Any, args: argparse.Namespace, trainer: str) -> Any:
     folder = Path(cfg.RESUME or cfg.OUTPUT_DIR, "stage_one")
     first = stage_one_flags(args, trainer, str(folder))
     print(f"Stage one, {trainer}: boosting prompts in {folder}")
-    with redirect_stdout(sys.stdout):  # the log below is stage one's alone
-        setup_logger(str(folder))
-        log: Any = sys.stdout
-        try:
-            run(build_config(first), first)
-        finally:
-            log.console = io.StringIO()  # Dassl's logger closes its console, which is ours, when nothing refers to it
+    with logged(folder):
+        run(build_config(first), first)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TRAINER.CASPL.BOOSTING = str(folder)
@@ -333,24 +332,44 @@ def after_stage_one(cfg: Any, args: argparse.Namespace, trainer: str) -> Any:
     return cfg
 
 
+@contextmanager
+def logged(folder: Path, *, fresh: bool = False) -> Iterator[None]:
+    """Within this context the first process's standard output goes to the log of a run too; see run_log.open_log."""
+    if not is_main():
+        yield
+        return
+    with open_log(folder, fresh=fresh) as log, redirect_stdout(log):
+        yield
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of train.py; returns the exit status, 2 for a mistake that the user can mend."""
+    """Entry point of train.py; returns the exit status, 2 for a mistake that the user can mend, and see Stopped."""
     args = parser().parse_args(argv)
     try:
-        cfg = build_config(args)
-        if args.explain:
-            other = next(preset for preset in PRESETS if preset != args.preset)
-            vs = build_config(argparse.Namespace(**{**vars(args), "preset": other}))
-            print(explain(cfg, vs, (args.preset, other)))
-            return 0
-        setup_logger(cfg.OUTPUT_DIR)
-        print(f"** Configuration ** (host: {HOST})\n{cfg}\n** System **\n{collect_env_info()}")
-        row = run(cfg, args)
+        with listening(), joined():
+            return _main(args)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if len(row) > 1:
-        print("  ".join(f"{column:>6}" for column in row))
-        print("  ".join(f"{accuracy:6.1f}" for accuracy in row.values()))
-    print(f"Results are in {cfg.OUTPUT_DIR}")
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        if stop.number == REQUEUE and is_main():
+            print(requeue(), file=sys.stderr)
+        return stop.status
+
+
+def _main(args: argparse.Namespace) -> int:
+    cfg = build_config(args)
+    if args.explain:
+        other = next(preset for preset in PRESETS if preset != args.preset)
+        vs = build_config(argparse.Namespace(**{**vars(args), "preset": other}))
+        print(explain(cfg, vs, (args.preset, other)))
+        return 0
+    with logged(Path(cfg.OUTPUT_DIR), fresh=args.eval_only or args.no_train):
+        print(f"** Configuration ** (host: {HOST})\n{cfg}\n** System **\n{collect_env_info()}")
+        row = run(cfg, args)
+        if len(row) > 1:
+            print("  ".join(f"{column:>6}" for column in row))
+            print("  ".join(f"{accuracy:6.1f}" for accuracy in row.values()))
+        print(f"Results are in {cfg.OUTPUT_DIR}")
     return 0

@@ -6,6 +6,8 @@ Only this file, the trainers and the command line see a configuration; the metho
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,10 @@ SHARED: dict[str, dict[str, Any]] = {
     # TEXT_CHUNK: learned prompts encoded at a time, and once more for the gradient; 0: all, -1: what memory allows
     # COMPILE: a backend of torch.compile, such as inductor, for the image towers in training; empty for none
     "MODEL": {"TOKEN_MERGING": 0, "TEXT_CHUNK": -1, "COMPILE": ""},
+    # SAVE_MINUTES: a state to go on from is saved when so much time has passed since the last one; 0: after each step
+    # ACCUMULATE: parts that a batch is cut into, so that the memory of one part is enough for its step
+    # RESUME_FORCE: go on from a state or checkpoint of a run with other settings (--resume-force)
+    "TRAIN": {"SAVE_MINUTES": 10.0, "ACCUMULATE": 1, "RESUME_FORCE": False},
     # DIR: folder where what frozen models say of the views is kept and read from: a zero-shot teacher's features, those
     # of a student whose image tower is frozen, PromptSRC's frozen reference; empty for none
     # VIEWS: views of an image, after which they come again; 0 for a fresh one in each pass, the paper's recipe
@@ -148,6 +154,9 @@ def merge_options(cfg: CN, options: Sequence[str]) -> None:
         raise UsageError(f"options come as KEY VALUE pairs, got an odd number of words: {' '.join(options)}")
     for key, value in zip(options[::2], options[1::2], strict=True):
         _check_key(cfg, key, where="the command line")
+        *sections, name = key.split(".")
+        if isinstance(reduce(getitem, sections, cfg)[name], float) and value.lstrip("+-").isdecimal():
+            value = f"{value}.0"  # which yacs does not take for a number of this type
         try:
             cfg.merge_from_list([key, value])
         except ValueError as error:

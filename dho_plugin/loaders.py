@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
+from .distributed import rank, world_size
 from .host import Datum
 from .predicting import printable
 from .readers import CPU, Picture, Reader
+from .stopping import deaf
 from .views import Order, UnreadableImage, View, ViewPolicy, center_view, draw_view, draw_views, image_key, read_image
 
 # What INPUT.BAD_IMAGES means for training: stop at a file that cannot be read, or let the next image of the order take
@@ -169,7 +171,8 @@ class ViewSource:
 
 
 class StepBatches(Dataset):
-    """Item k is the whole batch of global step k: labelled images, and under "unlabeled" as many unlabelled ones.
+    """Item k is the batch of global step k: labelled images, and under "unlabeled" as many unlabelled ones; of several
+    processes each has its share of it.
 
     Neither set is truncated: each runs through its own endless order, so the shorter one simply comes round more often.
     """
@@ -185,14 +188,19 @@ class StepBatches(Dataset):
         self.labeled, self.unlabeled = labeled, unlabeled
         self.labels = torch.tensor(labels)
         self.batch_size, self.unlabeled_size = batch_size, unlabeled_size
+        self.process, self.of = rank(), world_size()  # a worker belongs to no group
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        batch = self.labeled.batch(step * self.batch_size, self.batch_size)
+        batch = self._share(self.labeled, step, self.batch_size)
         batch["label"] = self.labels[batch["index"]]
         batch["domain"] = torch.zeros_like(batch["label"])
         if self.unlabeled is not None:
-            batch["unlabeled"] = self.unlabeled.batch(step * self.unlabeled_size, self.unlabeled_size)
+            batch["unlabeled"] = self._share(self.unlabeled, step, self.unlabeled_size)
         return batch
+
+    def _share(self, source: ViewSource, step: int, size: int) -> dict[str, Any]:
+        part = size // self.of
+        return source.batch(step * size + self.process * part, part)
 
     def reads_files(self) -> bool:
         """Whether a batch needs pixels."""
@@ -207,8 +215,37 @@ class StepBatches(Dataset):
 
     def unreadable(self) -> list[str]:
         """The files that were passed over, sorted."""
-        sources = [self.labeled, *([self.unlabeled] if self.unlabeled is not None else [])]
-        return sorted({source.paths[index] for source in sources for index in source.unreadable})
+        return sorted({source.paths[index] for source in self._sources() for index in source.unreadable})
+
+    def passed_over(self) -> list[list[int]]:
+        """Their indices, source by source."""
+        return [sorted(source.unreadable) for source in self._sources()]
+
+    def pass_over(self, indices: Sequence[Sequence[int]]) -> None:
+        """Know of what passed_over() returned earlier."""
+        for source, known in zip(self._sources(), indices, strict=True):
+            source.unreadable.update(known)
+
+    def paths(self, batch: Mapping[str, Any]) -> list[str]:
+        """The files of the images of a batch, its labelled and then its unlabelled ones."""
+        parts = [batch, *([batch["unlabeled"]] if "unlabeled" in batch else [])]
+        chosen = zip(self._sources(), parts, strict=False)
+        return [source.paths[index] for source, part in chosen for index in part["index"].tolist()]
+
+    def _sources(self) -> list[ViewSource]:
+        return [self.labeled, *([self.unlabeled] if self.unlabeled is not None else [])]
+
+
+def cut(batch: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
+    """A batch in equal parts, each with its share of the labelled and of the unlabelled images."""
+    if parts == 1:
+        return [dict(batch)]
+    pieces: list[dict[str, Any]] = [{} for _ in range(parts)]
+    for key, value in batch.items():
+        shares: Sequence[Any] = cut(value, parts) if isinstance(value, Mapping) else value.chunk(parts)
+        for piece, share in zip(pieces, shares, strict=True):
+            piece[key] = share
+    return pieces
 
 
 class EpochLoader:
@@ -220,20 +257,26 @@ class EpochLoader:
 
     def __init__(self, batches: StepBatches, *, steps: int, workers: int, pin_memory: bool) -> None:
         self.batches, self.steps, self.workers, self.pin_memory = batches, steps, workers, pin_memory
-        self.epoch = 0
+        self.set_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration yields."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the epoch that the next iteration yields, and the number of its first batch there."""
+        self.epoch, self.first = epoch, first
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        steps = range(self.epoch * self.steps, (self.epoch + 1) * self.steps)
-        workers = self.workers if self.batches.reads_files() else 0  # a process would cost more than it does
+        steps = range(self.epoch * self.steps + self.first, (self.epoch + 1) * self.steps)
+        workers = self.workers if steps and self.batches.reads_files() else 0  # a process would cost more than it does
         loader = DataLoader(
-            self.batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=self.pin_memory
+            self.batches,
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            pin_memory=self.pin_memory,
+            worker_init_fn=deaf,
+            generator=torch.Generator(),  # of its own, so that whatever is random in a model does not depend on it
         )
         return map(self.batches.receive, loader)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ._version import __version__
 from .datasets.split_cache import VAL_SHOTS
+from .distributed import is_main
 from .host import HOST
 from .leaks import overlaps
 from .packed import pack_of, packed_line
@@ -45,7 +46,8 @@ def begin(
     transductive = _seen_test(cfg, shared["test & unlabeled"]) or bool(taught and taught.get("transductive"))
     validation = validation_part(dataset, root, cfg.DATASET.NUM_SHOTS)
     print(validation_line(validation))
-    write_split(folder, dataset, root)
+    if is_main():
+        write_split(folder, dataset, root)
     before = read(folder) if resumed else {}
     now = {"time": _now(), "command": sys.argv}
     write(
@@ -89,8 +91,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write it as a whole or not at all."""
-    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    """Write it as a whole or not at all; of several processes the first does."""
+    if is_main():
+        write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def is_transductive(folder: str | Path) -> bool:

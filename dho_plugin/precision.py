@@ -62,16 +62,12 @@ class Precision:
         """The context for forward passes."""
         return torch.autocast(self.device_type, dtype=self.half, enabled=self.name != "fp32")
 
-    def backward_and_update(self, loss: Tensor, optimizers: Iterable[Optimizer]) -> None:
-        """Backward pass and one step of each optimiser; gradients must have been cleared.
-
-        Raises:
-            FloatingPointError: the loss is not finite; no parameter has changed.
-        """
-        finite = read_later(torch.isfinite(loss.detach()).all())
+    def backward(self, loss: Tensor) -> None:
+        """Backward pass; gradients are added to those that are there."""
         self.scaler.scale(loss).backward()
-        if not finite():
-            raise FloatingPointError("Loss is infinite or NaN!")
+
+    def update(self, optimizers: Iterable[Optimizer]) -> None:
+        """One step of each optimiser; with loss scaling none where gradients have overflown."""
         for optimizer in optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()

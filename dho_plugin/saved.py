@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .errors import UsageError
 from .host import TRAINER_REGISTRY, cfg_default, load_checkpoint
 from .predicting import printable
+from .states import FOLDER as STATE
 
 RECORD = "config.yaml"
 # Settings that may differ between a run and its continuation.
@@ -26,6 +27,8 @@ FREE = (
     "USE_CUDA",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
+    "TRAIN.SAVE_MINUTES",
+    "TRAIN.RESUME_FORCE",
     "TEST.NO_TEST",
     "TEST.PER_CLASS_RESULT",
     "TEST.COMPUTE_CMAT",
@@ -122,12 +125,14 @@ def prepare_resume(cfg: Any, names: list[str]) -> None:
     """
     folder = Path(cfg.RESUME or cfg.OUTPUT_DIR)
     parts = [folder / name for name in names]
+    if (folder / STATE).is_dir():
+        _check_record(cfg, folder)
+        return
     if not all((part / "checkpoint").is_file() for part in parts):
         if cfg.RESUME:
             raise UsageError(f"nothing to resume in {folder}: expected {[f'{part.name}/checkpoint' for part in parts]}")
         return
-    if (folder / RECORD).is_file():
-        check_same_settings(read_record(folder), settings(cfg), folder)
+    _check_record(cfg, folder)
     last = [_epoch((part / "checkpoint").read_text(encoding="utf-8").strip()) for part in parts]
     if len(set(last)) > 1:  # killed between two writes
         common = set.intersection(*({_epoch(file.name) for file in part.glob("model.pth.tar-*")} for part in parts))
@@ -137,6 +142,16 @@ def prepare_resume(cfg: Any, names: list[str]) -> None:
             )
         for part in parts:
             (part / "checkpoint").write_text(f"model.pth.tar-{max(common)}\n", encoding="utf-8")
+
+
+def _check_record(cfg: Any, folder: Path) -> None:
+    try:
+        if (folder / RECORD).is_file():
+            check_same_settings(read_record(folder), settings(cfg), folder)
+    except UsageError as error:
+        if not cfg.TRAIN.RESUME_FORCE:
+            raise UsageError(f"{error}, or go on in spite of it with --resume-force") from None
+        print(printable(f"--resume-force: {error}"))
 
 
 def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from .distributed import is_main, main_first
 from .host import build_dataset
 
 Row = dict[str, float]
@@ -26,7 +28,8 @@ def load_shifts(cfg: Any, names: Mapping[str, str]) -> dict[str, Any]:
         other.DATASET.NAME = name
         other.DATASET.NUM_SHOTS = -1
         other.VERBOSE = False
-        built[column] = build_dataset(other)
+        with main_first():
+            built[column] = build_dataset(other)
     return built
 
 
@@ -40,6 +43,7 @@ def evaluate_shifts(trainer: Any, shifts: Mapping[str, Any], output: Path) -> Ro
     for column, dataset in shifts.items():
         folder = output / "shifts" / column
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.txt").open("w") as log, redirect_stdout(log), trainer.testing_on(dataset, str(folder)):
+        file = folder / "log.txt" if is_main() else Path(os.devnull)
+        with file.open("w") as log, redirect_stdout(log), trainer.testing_on(dataset, str(folder)):
             row[column] = trainer.test(split="test")
     return row

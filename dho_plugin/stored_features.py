@@ -23,6 +23,7 @@ from .precision import Precision
 from .predicting import progress
 from .readers import Picture
 from .store import VIEW, Model, Store, bytes_of_view, kept_dtype, same_views, view_records, weights_hash
+from .stopping import check, deaf
 from .text_memory import GIB, free_bytes
 from .towers import VLM
 from .views import View
@@ -209,8 +210,9 @@ def _fill(jobs: Sequence[_Job], views: _Views, workers: int) -> None:
 def _computed(jobs: Sequence[_Job], views: _Views, workers: int) -> Iterator[None]:
     """Compute and store; an item for each view."""
     starts = range(0, len(views.rows), BATCH)
-    loader = DataLoader(views, batch_size=None, sampler=starts, num_workers=min(workers, len(starts)))
+    loader = DataLoader(views, batch_size=None, sampler=starts, num_workers=min(workers, len(starts)), worker_init_fn=deaf)
     for start, parts in zip(starts, loader, strict=True):
+        check("while STORE.DIR was filled")
         for rows, batch in parts:
             views.reader.receive(batch, [views.path(row) for row in rows.tolist()])
             for job, images in batch.items():

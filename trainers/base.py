@@ -7,7 +7,8 @@ method itself (the control) and, with `DHO` of dho.py mixed in, the method with 
 from __future__ import annotations
 
 import math
-import secrets
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,20 +18,22 @@ from torch import Tensor, nn
 
 from ..averaging import WeightedAverage
 from ..classes import ClassHead, class_list
+from ..distributed import gathered, is_main, joined_losses, main_first, mean, synchronised, world_size
 from ..errors import UsageError, check_choice
 from ..heads import build_head
 from ..host import build_lr_scheduler, build_optimizer, compute_accuracy
 from ..labels import build_labeled_dataset
-from ..loaders import BAD_IMAGES, EpochLoader
+from ..loaders import BAD_IMAGES, EpochLoader, cut
 from ..losses import supervised_loss
 from ..manifest import begin, finish, named
+from ..nonfinite import NonFiniteLoss, culprits, message
 from ..packed import pack_of
 from ..pool import check_shots, check_trainable, copy_policy
 from ..precision import CHOICES as PRECISIONS
-from ..precision import Precision
+from ..precision import Precision, read_later
 from ..predicting import printable
 from ..prompts import PromptedClassifier
-from ..saved import best_so_far, flatten, prepare_resume, write_record
+from ..saved import flatten, prepare_resume, write_record
 from ..stored_features import StoredFeatures
 from ..text_memory import plan
 from ..tome import TokenMergingVLM
@@ -38,12 +41,14 @@ from ..towers import VLM, ImageEncoder
 from ..views import INTERPOLATIONS
 from ..vlm import load_vlm
 from .data import COUNTS, DataManager
-from .evaluated import Evaluated
-from .section import check_dataset, joined, single_prompt
+from .resumable import Resumable
+from .section import check_dataset, check_parts, joined, single_prompt
 from .storing import own_features, store_views
 
+ALL_GPUS = "torchrun --nproc_per_node GPUS train.py ..."
 
-class MethodTrainer(Evaluated):
+
+class MethodTrainer(Resumable):
     """Trains a base method by cross-entropy on labelled images.
 
     Attributes:
@@ -114,15 +119,17 @@ class MethodTrainer(Evaluated):
         check_choice("INPUT.BAD_IMAGES", cfg.INPUT.BAD_IMAGES, BAD_IMAGES)
         if cfg.MODEL.COMPILE:
             check_choice("MODEL.COMPILE", cfg.MODEL.COMPILE, torch.compiler.list_backends(exclude_tags=()))
+        check_parts(cfg)
         check_choice("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, COUNTS)
         check_choice(f"TRAINER.{self.section}.PREC", cfg.TRAINER[self.section].PREC, PRECISIONS)
 
     def build_data_loader(self) -> None:
         cfg = self.cfg
-        dataset = build_labeled_dataset(cfg)
+        with main_first():
+            dataset = build_labeled_dataset(cfg)
         self.classes = self.test_classes = class_list(dataset)
         self.test_rows: Tensor | None = None
-        self.view_seed = cfg.SEED if cfg.SEED >= 0 else secrets.randbelow(2**31)
+        self.view_seed = cfg.SEED if cfg.SEED >= 0 else self.random_seed()
         self.student = self.load_student()
         self.dm = DataManager(cfg, dataset, size=self.student.image.size)
         self.train_loader_u = None
@@ -162,9 +169,8 @@ class MethodTrainer(Evaluated):
             with self.precision.autocast():
                 print(plan(self.ce_head, cfg.MODEL.TEXT_CHUNK, self.device))
         super().before_train()
-        best = best_so_far(cfg, names) if self.start_epoch else None
-        self.best_result = self.best_result if best is None else best
-        write_record(cfg, Path(cfg.OUTPUT_DIR))
+        if is_main():
+            write_record(cfg, Path(cfg.OUTPUT_DIR))
         self.transductive = begin(
             cfg,
             dataset,
@@ -172,12 +178,17 @@ class MethodTrainer(Evaluated):
             teacher=self.taught_by(),
             teacher_name=flatten(cfg).get(self.teacher_key, ""),
             seed=self.view_seed,
-            resumed=self.start_epoch > 0,
+            resumed=self.resumed,
         )
         if cfg.STORE.DIR:
             store_views(self)
         if cfg.MODEL.COMPILE:
             self.compile_towers(cfg.MODEL.COMPILE)
+        if any(isinstance(module, nn.DataParallel) for module in (self.model, *self._models.values())):
+            raise UsageError(f"{type(self).__name__} in a DataParallel: leave it out, and start {ALL_GPUS}")
+        if self.device.type == "cuda" and torch.cuda.device_count() > world_size() == 1:
+            print(f"{torch.cuda.device_count()} GPUs are visible, and this process uses one; for all: {ALL_GPUS}")
+        self.joint = joined_losses(self.losses, self.learned().values())
 
     def compile_towers(self, backend: str) -> None:
         """Have torch.compile make the image tower's step, at the first one."""
@@ -187,15 +198,6 @@ class MethodTrainer(Evaluated):
         """How many images of the labelled order the run asks for."""
         return len(self.train_loader_x) * self.max_epoch * self.train_loader_x.batches.batch_size
 
-    def before_epoch(self) -> None:
-        super().before_epoch()
-        self.train_loader_x.set_epoch(self.epoch)
-
-    def after_epoch(self) -> None:
-        if self.epoch + 1 == self.max_epoch or self.cfg.TEST.FINAL_MODEL == "best_val":
-            self.settle()
-        super().after_epoch()
-
     def taught_by(self) -> Any:
         """The teacher that it learns from (teachers.Teacher), None for none."""
         return None
@@ -203,9 +205,6 @@ class MethodTrainer(Evaluated):
     def interpolated(self) -> dict[str, Any] | None:
         """Alpha, beta and who chose them ("fixed", "val", "oracle"), where answers are interpolated."""
         return None
-
-    def settle(self) -> None:
-        """Choose what is chosen on validation images once the weights stand, before they are evaluated and saved."""
 
     # Model
 
@@ -220,6 +219,8 @@ class MethodTrainer(Evaluated):
     def build_model(self) -> None:
         cfg = self.cfg
         self.precision = Precision(cfg.TRAINER[self.section].PREC, self.device)
+        if self.trains_student:
+            self.student = synchronised(self.student)
         self.student.to(self.device)
         self.backbone = self.build_backbone()
         self.merge_tokens(cfg.MODEL.TOKEN_MERGING)
@@ -318,24 +319,49 @@ class MethodTrainer(Evaluated):
         return {"loss": ce + sum(own.values()), **own}, logits, labels
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """A step. What it returns stays on the device: a host that reads it only when it prints waits only then."""
-        with self.precision.autocast():
-            losses, logits, labels = self.losses(batch)
-        self.model_backward_and_update(losses["loss"])
+        """A step. What it returns stays on the device: a host that reads it only when it prints waits only then.
+
+        Raises:
+            NonFiniteLoss: a loss is not finite; all parameters are as they were.
+        """
+        self.model_zero_grad()
+        parts = cut(batch, self.cfg.TRAIN.ACCUMULATE)
+        seen: list[dict[str, Tensor]] = []
+        for number, part in enumerate(parts, 1):
+            with self.joint.no_sync() if number < len(parts) else nullcontext():
+                with self.precision.autocast():
+                    losses, logits, labels = self.joint(part)
+                scores = {name: loss.detach() for name, loss in losses.items()}
+                seen.append({**scores, "acc": compute_accuracy(logits.detach(), labels)[0].squeeze()})
+                if number == len(parts):
+                    summary = mean(seen[0] if number == 1 else {n: torch.stack([s[n] for s in seen]).mean() for n in seen[0]})
+                    finite = read_later(torch.isfinite(torch.stack([summary[name] for name in losses])).all())
+                self.precision.backward(losses["loss"] / len(parts))
+        if not finite():
+            self.explain(parts, {name: summary[name] for name in losses})
+        self.precision.update([optimizer for optimizer in self._optims.values() if optimizer is not None])
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
             if self.average is not None:
                 self.average.add(self.epoch)
                 if self.epoch + 1 == self.max_epoch:
                     self.average.deploy()
-        summary = {name: loss.detach() for name, loss in losses.items()}
-        return {**summary, "acc": compute_accuracy(logits.detach(), labels)[0].squeeze()}
+        return summary
 
-    def model_backward_and_update(self, loss: Tensor, names: str | list[str] | None = None) -> None:
-        """Raise FloatingPointError, with all parameters as they were, for a loss that is not finite."""
-        self.model_zero_grad(names)
-        optimizers = [self._optims[name] for name in self.get_model_names(names)]
-        self.precision.backward_and_update(loss, [optimizer for optimizer in optimizers if optimizer is not None])
+    def answers_by_image(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What a step computes of each image of a batch, (n, ...) by what it is called in an error."""
+        features = self.features(batch)
+        return {"the student's features": features, "the CE head's logits": self.ce_logits(features)}
+
+    @torch.no_grad()
+    def explain(self, parts: Sequence[dict[str, Any]], losses: dict[str, Tensor]) -> None:
+        """Raise NonFiniteLoss for a step; the models look at its images once more."""
+        found = []
+        for part in parts:
+            with self.precision.autocast():
+                found += culprits(self.answers_by_image(part), self.train_loader_x.batches.paths(part))
+        where = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}/{self.num_batches}"
+        raise NonFiniteLoss(message(losses, where, [line for lines in gathered(found) for line in lines]))
 
     def class_logits(self, images: Tensor) -> Tensor:
         """The model as a teacher: normalised images -> logits (N, K) of the dataset's classes, float32."""

@@ -85,6 +85,10 @@ class CasPL(WithoutLabels):
         loss = distillation_loss(logits, senior, temperature=self.cfg.TRAINER.CASPL.TEMPERATURE)
         return {"loss": loss}, logits, senior.argmax(dim=-1)
 
+    def answers_by_image(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        logits, senior = self.model(self.images(batch)), self.senior(teacher_views(batch, self.device))
+        return {"the boosted student's logits": logits, "the senior's logits": senior}
+
 
 class Cascade(MethodTrainer):
     """Stage two: mixed in before a method's trainer, it puts frozen boosting prompts in front of the method's own."""

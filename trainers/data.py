@@ -14,6 +14,7 @@ from ..loaders import EpochLoader, Sizes, StepBatches, TestImages, ViewSource
 from ..pool import unlabeled_paths
 from ..predicting import printable
 from ..readers import check_reader
+from ..stopping import deaf
 from ..views import INTERPOLATIONS, ViewPolicy
 from .section import views_of_an_image
 
@@ -49,6 +50,8 @@ class DataManager:
             batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
             num_workers=self.cfg.DATALOADER.NUM_WORKERS,
             pin_memory=self.pin_memory,
+            worker_init_fn=deaf,
+            generator=torch.Generator(),
         )
 
     def training_loader(

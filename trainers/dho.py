@@ -147,6 +147,15 @@ class DHO(Distils):
         total = loss.total + self.cfg.TRAINER.DHO.LAMBDA * sum(own.values())
         return {"loss": total, "loss_ce": loss.ce, "loss_kd": loss.kd, **own}, logits.ce[:n], labels
 
+    def answers_by_image(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        features = self.features(batch)
+        return {
+            "the student's features": features,
+            "the CE head's logits": self.ce_logits(features),
+            "the KD head's logits": self.kd_head(features),
+            "the teacher's logits": self.teacher(teacher_views(batch, self.device)),
+        }
+
     def step_loss(self, logits: DualHeadLogits, labels: Tensor, teacher: Tensor) -> DualHeadLoss:
         """Both losses of a step; see the function of this name."""
         return step_loss(self.cfg, logits, labels, teacher)
@@ -194,9 +203,8 @@ class DHO(Distils):
         split, loader = ("val", self.val_loader) if wanted == "val" else ("test", self.test_loader)
         if loader is None:
             raise UsageError(NO_ORACLE)
-        parts = [(*self.heads(images), labels) for images, labels in map(self.parse_batch_test, loader)]
-        ce, kd, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        logits = DualHeadLogits(ce, kd)
+        answers, parts = zip(*self.answers(loader, self.heads), strict=True)
+        logits, labels = DualHeadLogits(*(torch.cat(part) for part in zip(*answers, strict=True))), torch.cat(parts)
         best = search_alpha_beta(logits, labels, split=split, allow_oracle=wanted == "oracle")
         self.interpolation.alpha, self.interpolation.beta, self.interpolation.source = *best[:2], wanted
         where = f"{len(labels):,} validation images" if wanted == "val" else "the TEST images: an oracle, not a result"

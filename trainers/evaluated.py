@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from ..classes import ClassList, class_bound_states, class_list
+from ..distributed import shared_out
+from ..embedded.stepping import evaluation
 from ..errors import UsageError
 from ..host import TrainerX, build_evaluator
 from ..precision import Precision
 from ..predicting import printable
 from ..saved import load_part, read_checkpoint
+from ..stopping import check
+
+T = TypeVar("T")
 
 
 class Evaluated(TrainerX):
@@ -54,8 +62,24 @@ class Evaluated(TrainerX):
             print(f"{self.cfg.DATASET.NAME} has no test images here: nothing is evaluated")
             self.last_accuracy = math.nan
         else:
-            self.last_accuracy = super().test(split)
+            self.last_accuracy = evaluation(self, split, partial(self.answers, model=self.model_inference))
         return self.last_accuracy
+
+    def answers(self, loader: DataLoader, model: Callable[[Tensor], T]) -> Iterator[tuple[T, Tensor]]:
+        """What a model says of the images of a loader, and their labels, batch by batch.
+
+        Raises:
+            Stopped: a signal has come.
+        """
+
+        def answer(batch: dict[str, Any]) -> tuple[T, Tensor]:
+            images, labels = self.parse_batch_test(batch)
+            return model(images), labels
+
+        # disable=None: no progress bar where stderr is not a terminal.
+        for found in tqdm(shared_out(loader, answer), total=len(loader), disable=None):
+            check("in an evaluation")
+            yield found
 
     # Checkpoints
 

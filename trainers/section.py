@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..classes import DEFAULT_TEMPLATE, TEMPLATES, ClassHead, ClassList
+from ..distributed import share
 from ..errors import UsageError, check_choice
 from ..heads import HEAD_KINDS, DualHeadLogits, build_head
 from ..interpolation import SOURCES, Interpolation
@@ -54,6 +55,25 @@ def check_dataset(cfg: Any) -> None:
             )
     if cfg.STORE.DIR and cfg.INPUT.BAD_IMAGES != "stop":
         raise UsageError("STORE.DIR reads every image before training: leave INPUT.BAD_IMAGES at stop")
+
+
+def check_parts(cfg: Any) -> None:
+    """Raise UsageError for batches that do not come out even over processes and parts, or times that are none."""
+    train, loaders = cfg.TRAIN, cfg.DATALOADER
+    if train.SAVE_MINUTES < 0 or train.ACCUMULATE < 1:
+        raise UsageError(
+            f"TRAIN.SAVE_MINUTES {train.SAVE_MINUTES}, TRAIN.ACCUMULATE {train.ACCUMULATE}: expected minutes from 0 on "
+            "and at least one part"
+        )
+    for key, size in (("TRAIN_X", loaders.TRAIN_X.BATCH_SIZE), ("TRAIN_U", loaders.TRAIN_U.BATCH_SIZE)):
+        if key == "TRAIN_U" and loaders.TRAIN_U.SAME_AS_X:
+            continue
+        own = share(size, f"DATALOADER.{key}.BATCH_SIZE")
+        if (own.stop - own.start) % train.ACCUMULATE:
+            raise UsageError(
+                f"TRAIN.ACCUMULATE {train.ACCUMULATE}: {own.stop - own.start} images of DATALOADER.{key}.BATCH_SIZE "
+                "in a process cannot be cut into so many equal parts: take a divisor"
+            )
 
 
 def check_section(cfg: Any) -> None:

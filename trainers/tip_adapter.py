@@ -17,6 +17,7 @@ from ..classes import ClassHead
 from ..errors import UsageError, check_choice
 from ..pool import check_validation, copy_policy
 from ..registration import register_trainer
+from ..stopping import check
 from ..templates import named_templates
 from .base import MethodTrainer
 
@@ -68,7 +69,7 @@ class TipAdapterF(MethodTrainer):
         if self.cfg.TRAINER.TIPADAPTER.CHOOSE == "val":
             check_validation(self.dm.dataset, "TRAINER.TIPADAPTER.CHOOSE val", copies=copy_policy(self.cfg))
         super().before_train()
-        if self.start_epoch == 0:
+        if not self.resumed:
             self.fill()
 
     @property
@@ -88,6 +89,7 @@ class TipAdapterF(MethodTrainer):
         wanted = self.cfg.TRAINER.TIPADAPTER.VIEWS * len(labels)
         total = torch.zeros(len(labels), self.student.width, device=self.device)
         for start in tqdm(range(0, wanted, BATCH), disable=None, desc="cache"):
+            check("while the cache was filled")
             batch = source.receive(source.batch(start, min(BATCH, wanted - start)))
             with self.precision.autocast():
                 features = F.normalize(self.features(batch), dim=-1)
@@ -105,7 +107,7 @@ class TipAdapterF(MethodTrainer):
         if self.cfg.TRAINER.TIPADAPTER.CHOOSE != "val":
             return
         self.set_model_mode("eval")
-        pairs = [(self.unit_features(images), y) for images, y in map(self.parse_batch_test, self.val_loader)]
+        pairs = self.answers(self.val_loader, self.unit_features)
         features, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
         accuracy = self.adapter.search(features, labels)
         print(

@@ -15,16 +15,16 @@ class Logger:
     """A stand-in for standard output that writes to the console and to a file.
 
     Args:
-        fpath: file to write; None for the console alone.
+        fpath: file to write; None for the console alone. append: go on with what the file holds.
     """
 
-    def __init__(self, fpath: str | None = None) -> None:
+    def __init__(self, fpath: str | None = None, *, append: bool = False) -> None:
         self.console: TextIO = sys.stdout
         self.file: TextIO | None = None
         if fpath is not None:
             mkdir_if_missing(os.path.dirname(fpath) or ".")
             # Line by line, so that the log of a killed run is complete.
-            self.file = open(fpath, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
+            self.file = open(fpath, "a" if append else "w", buffering=1, encoding="utf-8")  # noqa: SIM115
 
     def write(self, msg: str) -> int:
         """Write to both."""

@@ -70,5 +70,15 @@ class MetricMeter:
         for name, value in input_dict.items():
             self.meters[name].update(value)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Last value, sum and count by name."""
+        return {name: [meter.val, meter.sum, meter.count] for name, meter in self.meters.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        for name, (val, total, count) in state.items():
+            meter = self.meters[name]
+            meter._val, meter._sum, meter.count, meter._avg = val, total, count, total / count
+
     def __str__(self) -> str:
         return self.delimiter.join(f"{name} {m.val:.4f} ({m.avg:.4f})" for name, m in self.meters.items())

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 from ..errors import UsageError
 from .evaluation import build_evaluator
 from .loading import DataManager
-from .meters import AverageMeter, MetricMeter
+from .meters import MetricMeter
 from .registry import TRAINER_REGISTRY, build
+from .stepping import evaluation, steps
 from .trainer_base import TrainerBase
 
 
@@ -100,23 +100,9 @@ class SimpleTrainer(TrainerBase):
         if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
 
-    @torch.no_grad()
     def test(self, split: str | None = None) -> float:
         """Evaluate on "val" (where there is one) or "test"; the default is TEST.SPLIT. Return the first result."""
-        self.set_model_mode("eval")
-        self.evaluator.reset()
-        split = split or self.cfg.TEST.SPLIT
-        if split != "val" or self.val_loader is None:
-            split = "test"
-        print(f"Evaluate on the *{split}* set")
-        # disable=None: no progress bar where stderr is not a terminal.
-        for batch in tqdm(self.val_loader if split == "val" else self.test_loader, disable=None):
-            images, labels = self.parse_batch_test(batch)
-            self.evaluator.process(self.model_inference(images), labels)
-        results = self.evaluator.evaluate()
-        for name, value in results.items():
-            self.write_scalar(f"{split}/{name}", value, self.epoch)
-        return next(iter(results.values()))
+        return evaluation(self, split)
 
     def model_inference(self, input: Any) -> Any:
         """Return `self.model(input)`."""
@@ -130,32 +116,10 @@ class SimpleTrainer(TrainerBase):
         """Return the learning rate of the first parameter group of the first model."""
         return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
 
-    def _train_on(self, steps: Iterable[tuple[Any, ...]]) -> None:
-        """Call forward_backward on each of the `num_batches` entries of `steps`, and log."""
-        self.set_model_mode("train")
-        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
-        frequency = self.cfg.TRAIN.PRINT_FREQ
-        end = time.time()
-        for self.batch_idx, batches in enumerate(steps):
-            data_time.update(time.time() - end)
-            summary = self.forward_backward(*batches)
-            batch_time.update(time.time() - end)
-            losses.update(summary)
-            if (self.batch_idx + 1) % frequency == 0 or self.num_batches < frequency:
-                self._print_progress(losses, batch_time, data_time)
-                step = self.epoch * self.num_batches + self.batch_idx
-                for name, meter in losses.meters.items():
-                    self.write_scalar(f"train/{name}", meter.avg, step)
-                self.write_scalar("train/lr", self.get_current_lr(), step)
-            end = time.time()
-
-    def _print_progress(self, losses: MetricMeter, batch_time: AverageMeter, data_time: AverageMeter) -> None:
-        left = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
-        print(
-            f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
-            f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} ({data_time.avg:.3f}) "
-            f"{losses} lr {self.get_current_lr():.4e} eta {datetime.timedelta(seconds=int(batch_time.avg * left))}"
-        )
+    def _train_on(self, entries: Iterable[tuple[Any, ...]]) -> None:
+        """Call forward_backward on each of the `num_batches` entries, and log."""
+        for _ in steps(self, entries, MetricMeter()):
+            pass
 
 
 class TrainerX(SimpleTrainer):

@@ -1,0 +1,75 @@
+"""log.txt of a run, across the processes that it takes: one file, in which no line of a step stands twice."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from .embedded.logger import Logger
+from .manifest import read
+from .states import FOLDER as STATE
+
+LOG = "log.txt"
+_began: dict[Path, int] = {}  # where in a log the lines of this process begin
+
+
+def open_log(folder: Path, *, fresh: bool = False) -> Logger:
+    """Standard output that goes to <folder>/log.txt too; the caller puts it in place.
+
+    The log of a run that is not over is gone on with. Any other that stands there is kept, and the new one has date and
+    time in its name, as Dassl does it.
+
+    Args:
+        fresh: never go on with a log, for what is no training run.
+    """
+    path = folder / LOG
+    if path.exists() and (fresh or is_over(folder)):
+        return Logger(f"{path}{time.strftime('-%Y-%m-%d-%H-%M-%S')}")
+    begin(folder)
+    return Logger(str(path), append=True)
+
+
+def begin(folder: Path) -> None:
+    """Take what is written to a run's log from here on for the lines of this process."""
+    path = folder / LOG
+    _began[path.absolute()] = path.stat().st_size if path.exists() else 0
+
+
+def is_over(folder: Path) -> bool:
+    """Whether the run that left a log has come to its end."""
+    manifest = read(folder)
+    if manifest:
+        return manifest["finished"] is not None and not (folder / STATE).is_dir()
+    return "\nFinish training\n" in (folder / LOG).read_text(encoding="utf-8", errors="replace")
+
+
+def length(folder: str) -> int | None:
+    """Bytes of a run's log as it stands; None where this process writes none."""
+    path = Path(folder, LOG).absolute()
+    if path not in _began or not path.exists():
+        return None
+    sys.stdout.flush()
+    return path.stat().st_size
+
+
+def cut(folder: str, end: int) -> None:
+    """Take the lines out of a run's log that the steps to come will write again.
+
+    Args:
+        end: of what stays, in bytes; the lines of this process, which follow, stay too.
+    """
+    path = Path(folder, LOG).absolute()
+    began = _began.get(path)
+    if began is None or not end < began:
+        return
+    sys.stdout.flush()
+    with path.open("r+b") as file:
+        file.seek(began)
+        own = file.read()
+        file.seek(end)
+        file.write(own)
+        file.truncate()
+        os.fsync(file.fileno())
+    _began[path] = end
