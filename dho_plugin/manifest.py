@@ -20,7 +20,8 @@ from .host import HOST
 from .leaks import overlaps
 from .packed import pack_of, packed_line
 from .runs import is_run
-from .split_record import below, digest, write_split, write_whole
+from .sealed import write_whole
+from .split_record import below, digest, write_split
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "pillow", "numpy")

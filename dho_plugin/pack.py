@@ -29,7 +29,7 @@ from .data.sources import READERS
 from .errors import UsageError, check_choice
 from .packed import RECORD, read_record
 from .predicting import SUFFIXES, printable, progress
-from .split_record import write_whole
+from .sealed import write_whole
 from .views import UnreadableImage, fault, read_image
 
 # Written as they were read; what is saved as a palette or an animation (GIF) is copied.

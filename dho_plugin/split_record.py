@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from .errors import UsageError
 from .predicting import printable
+from .sealed import write_whole
 
 SPLIT = "split.json"
 MAX_ROWS = 200_000
@@ -42,16 +43,6 @@ def digest(images: Iterable[tuple[str, int]]) -> str:
     """SHA-256 of (path, label) pairs, in any order."""
     content = "\n".join(sorted(f"{path} {label}" for path, label in images))
     return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all, whoever else writes it at the same time."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_split(folder: Path, dataset: Any, root: str) -> None:

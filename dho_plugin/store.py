@@ -26,7 +26,7 @@ from torch import Tensor
 from .errors import UsageError
 from .hashing import hash64
 from .predicting import printable
-from .split_record import write_whole
+from .sealed import write_whole
 
 META = "store.json"
 # One view of one image: 64 bits of a hash of the file's bytes, the box in its pixels, mirrored or not.

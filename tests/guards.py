@@ -43,10 +43,10 @@ class Guard(NamedTuple):
 # fmt: off
 GUARDS = (
     # A malicious checkpoint
-    Guard(9, "checkpoints load as plain tensors", "dho_plugin/embedded/checkpoints.py",
-          "map_location=_map_location(), weights_only=True)", "map_location=_map_location(), weights_only=False)",
+    Guard(9, "checkpoints load as plain tensors", "dho_plugin/sealed.py",
+          "map_location=map_location, weights_only=True)", "map_location=map_location, weights_only=False)",
           "tests/host/contract/test_host_checkpoints.py::test_code_in_a_checkpoint_is_not_run"),
-    Guard(9, "the refusal is an error for people", "dho_plugin/embedded/checkpoints.py",
+    Guard(9, "the refusal is an error for people", "dho_plugin/sealed.py",
           "raise UnsafeCheckpoint(_refusal(", "raise pickle.UnpicklingError(_refusal(",
           "tests/test_faults.py::test_a_runs_checkpoint_that_runs_code_is_refused_wherever_it_enters"),
     Guard(9, "a student's weights load as plain tensors", "dho_plugin/backbones.py",
@@ -77,8 +77,8 @@ GUARDS = (
     Guard(11, "a host's split of another folder is refused", "dho_plugin/pool.py", "if strangers:", "if False:",
           "tests/test_datasets.py::test_a_split_of_another_folder_is_refused"),
     # Two processes
-    Guard(12, "a split is written beside its place", "dho_plugin/split_record.py",
-          'temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")', "temporary = path",
+    Guard(12, "a split is written beside its place", "dho_plugin/sealed.py",
+          'temporary = path.with_name(f"{path.name}.{_HOST}-{os.getpid()}.tmp")', "temporary = path",
           "tests/test_split_record.py::test_two_processes_that_write_one_split_leave_a_whole_file"),
     Guard(12, "a download holds its folder", "dho_plugin/data/fetch.py",
           "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "tests/test_fetch.py::test_two_at_once"),

@@ -44,7 +44,7 @@ def test_every_trainer_trains_evaluates_saves_and_loads(workspace, tmp_path, nam
     assert trainer.test() == row["test"]
     for folder in trainer._models:
         files = sorted(path.name for path in (tmp_path / "train" / folder).iterdir())
-        assert files == ["checkpoint", "model.pth.tar-2"]
+        assert files == ["checkpoint", "model-2.safetensors", "model.pth.tar-2"]
         checkpoint = torch.load(tmp_path / "train" / folder / "model.pth.tar-2", weights_only=True)
         assert {"state_dict", "epoch", "optimizer", "scheduler", "val_result"} <= set(checkpoint)
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
-import re
 import shutil
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..sealed import load_tensors, plain, save_tensors, sealed, write_whole
 from .dataset import mkdir_if_missing
 
 
@@ -29,48 +27,58 @@ def save_checkpoint(
 ) -> None:
     """Write `<save_dir>/model.pth.tar-<epoch>` and name it in the text file `<save_dir>/checkpoint`.
 
+    Its weights stand alone in `<save_dir>/model-<epoch>.safetensors`, written first. Each file is whole or not there.
+
     Args:
         state: state_dict, epoch, optimizer, scheduler, val_result; numpy scalars are stored as Python numbers.
         save_dir: folder, created if missing.
-        is_best: also copy the file to `model-best.pth.tar`.
+        is_best: also copy the files to `model-best.pth.tar` and `model-best.safetensors`.
         remove_module_from_keys: drop the prefix `module.` that nn.DataParallel adds.
         model_name: file name instead of `model.pth.tar-<epoch>`.
+
+    Raises:
+        DiskFull: it does not fit; files of that name that are there are kept.
     """
     mkdir_if_missing(save_dir)
-    plain = {key: _plain(value) for key, value in state.items()}
     if remove_module_from_keys:
-        plain["state_dict"] = OrderedDict((k.removeprefix("module."), v) for k, v in state["state_dict"].items())
-    name = model_name or f"model.pth.tar-{state['epoch']}"
-    path = os.path.join(save_dir, name)
-    _replace(path, lambda temporary: torch.save(plain, temporary))
+        state = {**state, "state_dict": OrderedDict((_own(k), v) for k, v in state["state_dict"].items())}
+    path = Path(save_dir, model_name or f"model.pth.tar-{state['epoch']}")
+    _save_weights(_weights_file(path), plain(state))
+    save_tensors(path, state)
     print(f"Checkpoint saved to {path}")
-    _replace(os.path.join(save_dir, "checkpoint"), lambda temporary: Path(temporary).write_text(f"{name}\n"))
+    write_whole(path.with_name("checkpoint"), f"{path.name}\n")
     if is_best:
-        best = os.path.join(save_dir, "model-best.pth.tar")
-        _replace(best, lambda temporary: shutil.copy(path, temporary))
+        best = path.with_name("model-best.pth.tar")
+        for source, copy in ((_weights_file(path), _weights_file(best)), (path, best)):
+            with sealed(copy, source.stat().st_size) as temporary:
+                shutil.copyfile(source, temporary)
         print(f"Best checkpoint saved to {best}")
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def _own(key: str) -> str:
+    return key.removeprefix("module.")
 
 
-def _replace(path: str, write: Callable[[str], Any]) -> None:
-    # A run killed while writing must leave the previous file whole.
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+def _weights_file(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name.replace('.pth.tar', '')}.safetensors")
 
 
-class UnsafeCheckpoint(UsageError, pickle.UnpicklingError):
-    """A checkpoint that could run code if it were loaded."""
-
-
-class DamagedCheckpoint(UsageError, RuntimeError):
-    """A checkpoint that is cut off, or none."""
+def _save_weights(path: Path, state: dict[str, Any]) -> None:
+    """Write the tensors of the state dict, each with memory of its own; the rest of it is JSON in the metadata."""
+    tensors: dict[str, Tensor] = {}
+    known: set[tuple[torch.device, int]] = set()
+    for key, value in state["state_dict"].items():
+        if isinstance(value, Tensor):
+            tensor = value.detach().contiguous()
+            memory = (tensor.device, tensor.untyped_storage().data_ptr())
+            tensors[key] = tensor.clone() if memory in known else tensor
+            known.add(memory)
+    rest = {key: value for key, value in state["state_dict"].items() if key not in tensors}
+    described = {"epoch": state.get("epoch"), "val_result": state.get("val_result"), "other_state": rest}
+    # One entry: safetensors writes several in any order, and the same weights should be the same file.
+    metadata = {"checkpoint": json.dumps(described, default=str)}
+    with sealed(path, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
+        save_file(tensors, temporary, metadata)
 
 
 def load_checkpoint(fpath: str | Path) -> dict[str, Any]:
@@ -79,37 +87,13 @@ def load_checkpoint(fpath: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: no such file.
         UnsafeCheckpoint: the file holds other Python objects, as those written by older Dassl versions do.
-        DamagedCheckpoint: the file is cut off or no checkpoint.
+        DamagedCheckpoint: the file is cut off, changed since it was written, or no checkpoint.
     """
     if fpath is None:
         raise ValueError("load_checkpoint: the path is None")
     if not os.path.exists(fpath):
         raise FileNotFoundError(f"no checkpoint file {str(fpath)!r}")
-    try:
-        return torch.load(fpath, map_location=_map_location(), weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UnsafeCheckpoint(_refusal(fpath, error)) from error
-    except (RuntimeError, EOFError) as error:
-        raise DamagedCheckpoint(
-            f"cannot read {str(fpath)!r}: cut off, damaged or not a checkpoint ({error})"
-        ) from error
-
-
-def _map_location() -> str | None:
-    return None if torch.cuda.is_available() else "cpu"
-
-
-def _refusal(fpath: str | Path, error: Exception) -> str:
-    named = re.search(r"GLOBAL (\S+)", str(error))
-    found = f" ({named[1]})" if named else ""
-    return (
-        f"{str(fpath)!r} is refused: it is a pickle of Python objects{found}, and loading such a file can run any code "
-        "hidden in it. Dassl's own checkpoints of runs with warm-up are like this, since they hold the scheduler "
-        "object. If you trust where the file comes from, write a plain copy once, with\n"
-        f'  python -c "from dho_plugin.host import convert_trusted_checkpoint as convert; '
-        f'convert({str(fpath)!r}, {f"{fpath}.converted"!r})"\n'
-        "and put it in the place of the old one"
-    )
+    return load_tensors(Path(fpath), None if torch.cuda.is_available() else "cpu")
 
 
 def convert_trusted_checkpoint(source: str | Path, target: str | Path) -> None:
@@ -120,12 +104,11 @@ def convert_trusted_checkpoint(source: str | Path, target: str | Path) -> None:
         target: file to write; may be `source`.
     """
     state = torch.load(source, map_location="cpu", weights_only=False)
-    state = {key: _plain(value) for key, value in state.items()}
     scheduler = state.get("scheduler") or {}
     successor = scheduler.get("successor")
     if successor is not None and not isinstance(successor, dict):
         state["scheduler"] = {**scheduler, "successor": successor.state_dict()}
-    _replace(str(target), lambda temporary: torch.save(state, temporary))
+    save_tensors(Path(target), state)
 
 
 def resume_from_checkpoint(fdir: str | Path, model: nn.Module, optimizer: Any = None, scheduler: Any = None) -> int:

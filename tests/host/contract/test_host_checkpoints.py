@@ -32,7 +32,8 @@ def test_file_and_pointer_are_named_as_in_dassl(tmp_path: Path, capsys: pytest.C
     host.save_checkpoint(_state(3), str(folder))
     host.save_checkpoint(_state(4), str(folder), is_best=True)
     host.save_checkpoint(_state(5), str(folder), model_name="model-best.pth.tar")
-    assert sorted(os.listdir(folder)) == ["checkpoint", "model-best.pth.tar", "model.pth.tar-3", "model.pth.tar-4"]
+    weights = ["model-3.safetensors", "model-4.safetensors", "model-best.pth.tar", "model-best.safetensors"]
+    assert sorted(os.listdir(folder)) == ["checkpoint", *weights, "model.pth.tar-3", "model.pth.tar-4"]
     assert (folder / "checkpoint").read_text() == "model-best.pth.tar\n"
     assert f"Checkpoint saved to {folder / 'model.pth.tar-3'}\n" in capsys.readouterr().out
     assert host.load_checkpoint(str(folder / "model-best.pth.tar"))["epoch"] == 5
@@ -42,6 +43,7 @@ def test_the_best_checkpoint_is_a_copy(tmp_path: Path) -> None:
     host.save_checkpoint(_state(4), str(tmp_path), is_best=True)
     assert (tmp_path / "checkpoint").read_text() == "model.pth.tar-4\n"
     assert (tmp_path / "model-best.pth.tar").read_bytes() == (tmp_path / "model.pth.tar-4").read_bytes()
+    assert (tmp_path / "model-best.safetensors").read_bytes() == (tmp_path / "model-4.safetensors").read_bytes()
 
 
 def test_module_prefix_is_removed_unless_told_otherwise(tmp_path: Path) -> None:
@@ -60,16 +62,17 @@ def test_a_numpy_result_does_not_spoil_safe_loading(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    host.save_checkpoint(_state(1), str(tmp_path))
+    state = _state(1)
+    host.save_checkpoint(state, str(tmp_path))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def fail(_, path) -> None:
-        Path(path).write_bytes(b"half")
+    def fail(_, file) -> None:
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        host.save_checkpoint(_state(1), str(tmp_path))
+        host.save_checkpoint(state, str(tmp_path))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

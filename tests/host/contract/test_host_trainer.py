@@ -167,6 +167,7 @@ def test_the_last_epoch_and_every_nth_are_saved(config) -> None:
     assert "test" not in trainer.hooks
     assert sorted(os.listdir(os.path.join(trainer.output_dir, "toy"))) == [
         "checkpoint",
+        *(f"model-{epoch}.safetensors" for epoch in (2, 4, 5)),
         "model.pth.tar-2",
         "model.pth.tar-4",
         "model.pth.tar-5",
