@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
+from .distributed import share
 from .host import Datum
 from .predicting import printable
 from .readers import CPU, Picture, Reader
@@ -169,9 +170,13 @@ class ViewSource:
 
 
 class StepBatches(Dataset):
-    """Item k is the whole batch of global step k: labelled images, and under "unlabeled" as many unlabelled ones.
+    """Item k is the batch of global step k: labelled images, and under "unlabeled" as many unlabelled ones.
 
     Neither set is truncated: each runs through its own endless order, so the shorter one simply comes round more often.
+    Of several processes each has its own equal part of that batch, see distributed.share.
+
+    Raises:
+        UsageError: the processes cannot take equal parts of a batch.
     """
 
     def __init__(
@@ -185,13 +190,17 @@ class StepBatches(Dataset):
         self.labeled, self.unlabeled = labeled, unlabeled
         self.labels = torch.tensor(labels)
         self.batch_size, self.unlabeled_size = batch_size, unlabeled_size
+        # Here, since a loader's worker may know nothing of the other processes.
+        self._part = share(batch_size, "DATALOADER.TRAIN_X.BATCH_SIZE")
+        if unlabeled is not None:
+            self._unlabeled_part = share(unlabeled_size, "DATALOADER.TRAIN_U.BATCH_SIZE")
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        batch = self.labeled.batch(step * self.batch_size, self.batch_size)
+        batch = _part_of(self.labeled, step * self.batch_size, self._part)
         batch["label"] = self.labels[batch["index"]]
         batch["domain"] = torch.zeros_like(batch["label"])
         if self.unlabeled is not None:
-            batch["unlabeled"] = self.unlabeled.batch(step * self.unlabeled_size, self.unlabeled_size)
+            batch["unlabeled"] = _part_of(self.unlabeled, step * self.unlabeled_size, self._unlabeled_part)
         return batch
 
     def reads_files(self) -> bool:
@@ -209,6 +218,10 @@ class StepBatches(Dataset):
         """The files that were passed over, sorted."""
         sources = [self.labeled, *([self.unlabeled] if self.unlabeled is not None else [])]
         return sorted({source.paths[index] for source in sources for index in source.unreadable})
+
+
+def _part_of(source: ViewSource, start: int, part: slice) -> dict[str, Any]:
+    return source.batch(start + part.start, part.stop - part.start)
 
 
 class EpochLoader:
