@@ -30,20 +30,21 @@ class WholeBatchNorm(_BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)
         dims, shape = [0, *range(2, input.dim())], (1, -1, *[1] * (input.dim() - 2))
-        mean = _Average.apply(input.mean(dims))
-        centred = input - mean.view(shape)
+        wide = input.double()  # in which torch sums on the CPU, too
+        mean = _Average.apply(wide.mean(dims))
+        centred = wide - mean.view(shape)
         variance = _Average.apply(centred.square().mean(dims))
         if self.track_running_stats:
             self._note(mean.detach(), variance.detach(), world_size() * input.numel() // input.shape[1])
-        out = centred * torch.rsqrt(variance + self.eps).view(shape)
+        out = (centred * torch.rsqrt(variance + self.eps).view(shape)).to(input.dtype)
         return out * self.weight.view(shape) + self.bias.view(shape) if self.affine else out
 
     def _note(self, mean: Tensor, variance: Tensor, count: int) -> None:
         assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
         self.num_batches_tracked += 1
         momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), momentum)
 
 
 class _Average(torch.autograd.Function):

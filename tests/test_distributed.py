@@ -116,7 +116,7 @@ def fail_first() -> int:
 
 def test_nobody_waits_for_a_first_process_that_failed():
     """Even if that one goes on."""
-    assert processes.run(3, fail_first) == [2, 2, 2]
+    assert processes.run(3, fail_first, seconds=30) == [2, 2, 2]
 
 
 # A process that ends
