@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .errors import UsageError
+from .launch import Place, place
 
 # How long a process waits for another that lives: one may have to read a data set that the others then find.
 PATIENCE = timedelta(hours=24)
-TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # What gloo says of a connection whose other end has gone.
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "pair closure", "Socket closed", "Connection refused")
 STOPPED = "another process of this run has stopped, and this one with it: what the other says tells why"
@@ -52,48 +52,6 @@ def is_main() -> bool:
 # Joining
 
 
-class _Place(NamedTuple):
-    size: int
-    rank: int
-    local_rank: int
-
-
-def _place() -> _Place | None:
-    """Where torchrun has put this process; None for a process on its own.
-
-    Raises:
-        UsageError: a part of torchrun's environment; copies that srun started.
-    """
-    if "WORLD_SIZE" not in os.environ:
-        _check_slurm()
-        return None
-    given = {name: os.environ.get(name, "") for name in TORCHRUN}
-    lacking = [name for name in TORCHRUN[1:] if not given[name]]
-    try:
-        size, *ranks = (int(given[name] or 0) for name in TORCHRUN[:3])
-    except ValueError:
-        raise UsageError(f"WORLD_SIZE, RANK or LOCAL_RANK is no number: {given}; start with torchrun") from None
-    if size <= 1:
-        return None
-    if lacking:
-        raise UsageError(
-            f"WORLD_SIZE is {size}, but {', '.join(lacking)} not set: start with torchrun --nproc_per_node N, which "
-            "sets them all, or unset WORLD_SIZE for a single process"
-        )
-    return _Place(size, *ranks)
-
-
-def _check_slurm() -> None:
-    """Refuse to be one of several equal runs, which would write into one folder. A shell of srun's is no such copy."""
-    copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if copies.isdecimal() and int(copies) > 1 and "SLURM_PTY_PORT" not in os.environ:
-        raise UsageError(
-            f"srun has started {copies} processes that know nothing of each other and would write into one folder. For "
-            "one run on all of them: srun --ntasks-per-node 1 torchrun --nproc_per_node N ...; for different runs: "
-            "srun --ntasks 1 for each, or env -u SLURM_STEP_NUM_TASKS before python"
-        )
-
-
 @contextmanager
 def joined(*, cuda: bool = True) -> Iterator[None]:
     """Within this context the processes that torchrun started are one run, in which only the first of them speaks.
@@ -111,18 +69,18 @@ def joined(*, cuda: bool = True) -> Iterator[None]:
     if dist.is_available() and dist.is_initialized():
         yield
         return
-    place = _place()
-    if place is None:
+    here = place()
+    if here is None:
         yield
         return
     cuda = cuda and torch.cuda.is_available()
     if cuda:
-        _take_gpu(place)
+        _take_gpu(here)
     with _noticing():
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     whole = False
     try:
-        with _noticing(), _silence() if place.rank else nullcontext():
+        with _noticing(), _silence() if here.rank else nullcontext():
             yield
         whole = True
     finally:
@@ -131,14 +89,14 @@ def joined(*, cuda: bool = True) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _take_gpu(place: _Place) -> None:
+def _take_gpu(here: Place) -> None:
     there = torch.cuda.device_count()
-    if place.local_rank >= there:
-        here = os.environ.get("LOCAL_WORLD_SIZE") or f"more than {place.local_rank}"
+    if here.local_rank >= there:
+        given = os.environ.get("LOCAL_WORLD_SIZE") or f"more than {here.local_rank}"
         raise UsageError(
-            f"{here} processes on a machine that shows {there} GPUs: give --nproc_per_node {there}, or fewer"
+            f"{given} processes on a machine that shows {there} GPUs: give --nproc_per_node {there}, or fewer"
         )
-    torch.cuda.set_device(place.local_rank)
+    torch.cuda.set_device(here.local_rank)
 
 
 @contextmanager

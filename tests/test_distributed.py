@@ -39,6 +39,7 @@ from dho_plugin.distributed import (
     world_size,
 )
 from dho_plugin.errors import UsageError
+from dho_plugin.launch import TORCHRUN
 from dho_plugin.towers import VLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def alone(monkeypatch) -> None:
     """No trace of a launcher that the tests themselves may run under."""
-    for name in (*distributed.TORCHRUN, "SLURM_STEP_NUM_TASKS", "SLURM_PTY_PORT"):
+    for name in (*TORCHRUN, "SLURM_STEP_NUM_TASKS", "SLURM_PTY_PORT"):
         monkeypatch.delenv(name, raising=False)
 
 
