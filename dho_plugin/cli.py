@@ -19,7 +19,7 @@ from .config import CONFIGS, PRESETS, config_file, merge_file, merge_options
 from .datasets import SHIFTS
 from .datasets.drawn import demo_root
 from .datasets.own_files import TABLE
-from .distributed import is_main, joined
+from .distributed import PeerStopped, is_main, joined
 from .errors import UsageError, did_you_mean
 from .host import (
     DATASET_REGISTRY,
@@ -351,6 +351,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except PeerStopped as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except Stopped as stop:
         print(stop, file=sys.stderr)
         if stop.number == REQUEUE and is_main():

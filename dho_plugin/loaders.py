@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
-from .distributed import rank, world_size
+from .distributed import share
 from .host import Datum
 from .predicting import printable
 from .readers import CPU, Picture, Reader
@@ -171,10 +171,13 @@ class ViewSource:
 
 
 class StepBatches(Dataset):
-    """Item k is the batch of global step k: labelled images, and under "unlabeled" as many unlabelled ones; of several
-    processes each has its share of it.
+    """Item k is the batch of global step k: labelled images, and under "unlabeled" as many unlabelled ones.
 
     Neither set is truncated: each runs through its own endless order, so the shorter one simply comes round more often.
+    Of several processes each has its own equal part of that batch, see distributed.share.
+
+    Raises:
+        UsageError: the processes cannot take equal parts of a batch.
     """
 
     def __init__(
@@ -188,19 +191,18 @@ class StepBatches(Dataset):
         self.labeled, self.unlabeled = labeled, unlabeled
         self.labels = torch.tensor(labels)
         self.batch_size, self.unlabeled_size = batch_size, unlabeled_size
-        self.process, self.of = rank(), world_size()  # a worker belongs to no group
+        # Here, since a loader's worker may know nothing of the other processes.
+        self._part = share(batch_size, "DATALOADER.TRAIN_X.BATCH_SIZE")
+        if unlabeled is not None:
+            self._unlabeled_part = share(unlabeled_size, "DATALOADER.TRAIN_U.BATCH_SIZE")
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        batch = self._share(self.labeled, step, self.batch_size)
+        batch = _part_of(self.labeled, step * self.batch_size, self._part)
         batch["label"] = self.labels[batch["index"]]
         batch["domain"] = torch.zeros_like(batch["label"])
         if self.unlabeled is not None:
-            batch["unlabeled"] = self._share(self.unlabeled, step, self.unlabeled_size)
+            batch["unlabeled"] = _part_of(self.unlabeled, step * self.unlabeled_size, self._unlabeled_part)
         return batch
-
-    def _share(self, source: ViewSource, step: int, size: int) -> dict[str, Any]:
-        part = size // self.of
-        return source.batch(step * size + self.process * part, part)
 
     def reads_files(self) -> bool:
         """Whether a batch needs pixels."""
@@ -246,6 +248,10 @@ def cut(batch: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
         for piece, share in zip(pieces, shares, strict=True):
             piece[key] = share
     return pieces
+
+
+def _part_of(source: ViewSource, start: int, part: slice) -> dict[str, Any]:
+    return source.batch(start + part.start, part.stop - part.start)
 
 
 class EpochLoader:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from .distributed import agreed
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 REQUEUE = getattr(signal, "SIGUSR1", None)  # asks for the job to be put back into the queue as well
 _asked = 0  # the signal that has come, 0 for none
@@ -38,14 +40,15 @@ def requested() -> int:
     return _asked
 
 
-def check(where: str) -> None:
-    """Raise Stopped if a signal has come.
+def check(where: str, *, alone: bool = False) -> None:
+    """Raise Stopped if a signal has come, in all processes if it has come to one.
 
     Args:
-        where: what is being done, for the message: "in the evaluation".
+        where: what is being done, for the message: "in the evaluation". alone: other processes may not come here.
     """
-    if requested():
-        raise Stopped(requested(), where)
+    number = requested() if alone else agreed(requested())
+    if number:
+        raise Stopped(number, where)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

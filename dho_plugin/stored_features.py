@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .contents import Contents
+from .distributed import agreed, main_first, rank, world_size
 from .errors import UsageError
 from .loaders import ViewSource
 from .precision import Precision
@@ -84,7 +85,10 @@ class StoredFeatures:
         self._rows = np.where(asked, self.store.rows(names), -1)
         rows = self._rows[asked]
         if rows.min(initial=0) < 0:
-            raise UsageError(f"{self.store.folder} has lost views while this run looked at them: start it again")
+            shared = ", with one STORE.DIR that all its processes see" if world_size() > 1 else ""
+            raise UsageError(
+                f"{self.store.folder} has lost views while this run looked at them: start it again{shared}"
+            )
         self._table = None
         if len(rows) * self.bytes_per_view <= SHARE * free_bytes(self.device):
             # Beyond the table: an error, and no other view.
@@ -108,6 +112,8 @@ class Part(NamedTuple):
 def prepare(parts: Sequence[Part], contents: Contents, workers: int) -> None:
     """Number the views of a run, let sources name them by number, and compute what the stores lack.
 
+    Several processes share the views among them by image, and each reads what all have written.
+
     Args:
         parts: the run's sources. contents: of the image files. workers: loader processes.
 
@@ -129,7 +135,11 @@ def prepare(parts: Sequence[Part], contents: Contents, workers: int) -> None:
             asked_by[id(reader)][1][own] = True
         start += len(own)
     jobs = [_Job(reader, asked & reader.lacking(names)) for reader, asked in asked_by.values()]
-    _fill(jobs, _Views([part.source for part in parts], names, files, jobs), workers)
+    _check_room(jobs)
+    mine = names["image"] % world_size() == rank()  # by image, so that none is decoded twice
+    shares = [_Job(reader, lacking & mine) for reader, lacking in jobs]
+    _fill(shares, _Views([part.source for part in parts], names, files, shares), workers)
+    agreed(0)  # the others' shares are written too
     for reader, asked in asked_by.values():
         reader.open(names, asked)
 
@@ -137,7 +147,8 @@ def prepare(parts: Sequence[Part], contents: Contents, workers: int) -> None:
 def _named(source: ViewSource, asked: np.ndarray, contents: Contents) -> np.ndarray:
     """Names of a source's views, (n,) of dtype VIEW, in the order of np.nonzero(asked)."""
     each = np.flatnonzero(asked.any(axis=0))
-    files = contents.of([source.paths[index] for index in each.tolist()])
+    with main_first():  # what the first process learns of the files, the others read
+        files = contents.of([source.paths[index] for index in each.tolist()])
     sizes = np.stack([files["width"], files["height"]], axis=1).astype(np.int64)
     found = [view_records(files["image"][at], boxes) for at, boxes in source.boxes(asked[:, each], each, sizes)]
     return np.concatenate([np.empty(0, dtype=VIEW), *found])
@@ -184,7 +195,8 @@ class _Views(Dataset):
             yield last[1], View(left, top, width, height, bool(flip))
 
 
-def _fill(jobs: Sequence[_Job], views: _Views, workers: int) -> None:
+def _check_room(jobs: Sequence[_Job]) -> None:
+    """Say what is to be computed by all processes; refuse if the disk has no room."""
     total = 0
     for reader, lacking in jobs:
         stored, missing = len(reader.store), int(lacking.sum())
@@ -192,19 +204,24 @@ def _fill(jobs: Sequence[_Job], views: _Views, workers: int) -> None:
         print(f"{reader.vlm.name}: {stored:,} views stored, {missing:,} to be computed, {size / GIB:.2f} GiB")
         total += size
     root = jobs[0].reader.store.folder.parent
-    free = shutil.disk_usage(root).free
-    if total > free:
+    short = agreed(total - shutil.disk_usage(root).free)  # one look for all, since others write soon
+    if short > 0:
+        views = int(np.logical_or.reduce([job.lacking for job in jobs]).sum())
         raise UsageError(
-            f"{len(views.rows):,} views need {total / GIB:.1f} GiB in {root}, where {free / GIB:.1f} are free: give "
+            f"{views:,} views need {total / GIB:.1f} GiB in {root}, where {(total - short) / GIB:.1f} are free: give "
             "STORE.DIR another folder, or take fewer views (STORE.VIEWS)"
         )
+
+
+def _fill(jobs: Sequence[_Job], views: _Views, workers: int) -> None:
     started, done = time.monotonic(), 0
+    each = f" of this process, one of {world_size()}," if world_size() > 1 else ""
     for done, _ in enumerate(progress(_computed(jobs, views, workers), len(views.rows)), 1):
         if done == BATCH < len(views.rows):
             all_ = (time.monotonic() - started) * len(views.rows) / done
-            print(f"By the first {done} views all {len(views.rows):,} take about {_duration(all_)}")
+            print(f"By the first {done} views all {len(views.rows):,}{each} take about {_duration(all_)}")
     if done:
-        print(f"Computed in {_duration(time.monotonic() - started)}, in {root}")
+        print(f"Computed in {_duration(time.monotonic() - started)}, in {jobs[0].reader.store.folder.parent}")
 
 
 def _computed(jobs: Sequence[_Job], views: _Views, workers: int) -> Iterator[None]:
@@ -212,7 +229,7 @@ def _computed(jobs: Sequence[_Job], views: _Views, workers: int) -> Iterator[Non
     starts = range(0, len(views.rows), BATCH)
     loader = DataLoader(views, batch_size=None, sampler=starts, num_workers=min(workers, len(starts)), worker_init_fn=deaf)
     for start, parts in zip(starts, loader, strict=True):
-        check("while STORE.DIR was filled")
+        check("while STORE.DIR was filled", alone=True)
         for rows, batch in parts:
             views.reader.receive(batch, [views.path(row) for row in rows.tolist()])
             for job, images in batch.items():

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import processes
+import children
 import pytest
 import torch
-from processes import fork
+from children import fork
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -74,7 +74,7 @@ def kill_in_saving(folder: Path, where: str, calls: int) -> None:
             setattr(os, where, Stop(getattr(os, where), calls, reached))
         save_checkpoint(checkpoint(2.0, 2), folder, is_best=True)
 
-    processes.killed(work)
+    children.killed(work)
 
 
 @fork
@@ -193,13 +193,13 @@ def test_a_file_that_may_not_grow_leaves_the_old_one(tmp_path, limit):
         lambda: save_tensors(tmp_path / "state", BIG),
         lambda: write_whole(tmp_path / "checkpoint", "x" * 400_000),
     ):
-        error = processes.error_of(work, limit)
+        error = children.error_of(work, limit)
         assert isinstance(error, DiskFull) and isinstance(error, UsageError)
         assert os.strerror(errno.EFBIG) in str(error) and "the file that is there is kept" in str(error)
     assert "checkpoint" in str(error) and "needs about 400,000 bytes, and " in str(error)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     end = (tmp_path / "state").stat().st_size - sealed.SEAL_BYTES
-    assert isinstance(processes.error_of(lambda: save_tensors(tmp_path / "state", STATE), end), DiskFull)
+    assert isinstance(children.error_of(lambda: save_tensors(tmp_path / "state", STATE), end), DiskFull)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 

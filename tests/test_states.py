@@ -7,10 +7,10 @@ import random
 from pathlib import Path
 
 import numpy as np
-import processes
+import children
 import pytest
 import torch
-from processes import fork
+from children import fork
 
 from dho_plugin import sealed
 from dho_plugin.errors import UsageError
@@ -101,7 +101,7 @@ def test_a_kill_while_saving_leaves_the_state_before(tmp_path, capsys, where):
             setattr(os, where, lambda *args: reached())
         saved(tmp_path, 3)
 
-    processes.killed(work)
+    children.killed(work)
     assert len(names(tmp_path)) == 3
     assert States(tmp_path / "state").newest()["step"] == 2
     assert names(tmp_path) == ["step-000000001.pt", "step-000000002.pt"]
@@ -111,7 +111,7 @@ def test_a_kill_while_saving_leaves_the_state_before(tmp_path, capsys, where):
 @fork
 def test_a_full_disk_leaves_the_states_before(tmp_path):
     saved(tmp_path, 1, 2)
-    error = processes.error_of(lambda: saved(tmp_path, 3), 10_000)
+    error = children.error_of(lambda: saved(tmp_path, 3), 10_000)
     assert isinstance(error, UsageError)
     assert "step-000000003.pt (File too large): it needs about 20,000 bytes, and " in str(error)
     assert names(tmp_path) == ["step-000000001.pt", "step-000000002.pt"]

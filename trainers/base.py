@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ..averaging import WeightedAverage
+from ..batch_norm import synchronised
 from ..classes import ClassHead, class_list
-from ..distributed import gathered, is_main, joined_losses, main_first, mean, synchronised, world_size
+from ..distributed import gathered, is_main, main_first, mean, world_size
 from ..errors import UsageError, check_choice
 from ..heads import build_head
 from ..host import build_lr_scheduler, build_optimizer, compute_accuracy
+from ..joint import joint
 from ..labels import build_labeled_dataset
 from ..loaders import BAD_IMAGES, EpochLoader, cut
 from ..losses import supervised_loss
@@ -188,7 +190,7 @@ class MethodTrainer(Resumable):
             raise UsageError(f"{type(self).__name__} in a DataParallel: leave it out, and start {ALL_GPUS}")
         if self.device.type == "cuda" and torch.cuda.device_count() > world_size() == 1:
             print(f"{torch.cuda.device_count()} GPUs are visible, and this process uses one; for all: {ALL_GPUS}")
-        self.joint = joined_losses(self.losses, self.learned().values())
+        self.joint = joint(self.losses, self.learned())
 
     def compile_towers(self, backend: str) -> None:
         """Have torch.compile make the image tower's step, at the first one."""
@@ -386,7 +388,7 @@ class MethodTrainer(Resumable):
         # Dassl was renamed from "Finished" to "Finish training"; result parsers of either age must find their line.
         print("Finished training")
         super().after_train()
-        skipped = self.train_loader_x.batches.unreadable()
+        skipped = sorted({path for paths in gathered(self.train_loader_x.batches.unreadable()) for path in paths})
         if skipped:
             print(f"{len(skipped)} images could not be read and were passed over (INPUT.BAD_IMAGES skip)")
         row = {} if math.isnan(self.last_accuracy) else {"test": self.last_accuracy}  # nothing under TEST.NO_TEST
