@@ -124,7 +124,8 @@ def local_slots(cell: Cell, args: argparse.Namespace) -> list[Slot]:
     """Processes here: each pinned to a GPU where there are some, else one for each processor."""
     devices = visible_devices() if torch.cuda.is_available() and configure(cell)[0].USE_CUDA else []
     if devices:  # each GPU gets its first before any gets its second
-        return [partial(sweep.worker, device) for device in devices * args.per_gpu][: args.jobs]
+        slots: list[Slot] = [partial(sweep.worker, device) for device in devices * args.per_gpu]
+        return slots[: args.jobs]
     return [sweep.worker] * (args.jobs or default_jobs(cuda=False))
 
 

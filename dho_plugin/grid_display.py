@@ -80,7 +80,7 @@ def remaining(places: Mapping[Path, Place], states: Mapping[Path, State], now: f
 def headline(states: Mapping[Path, State], elapsed: float, left: float | None) -> str:
     """Counts, time passed, and the time left where that can be said."""
     marks = Counter(state.mark for state in states.values())
-    counts = ", ".join(f"{marks[mark]} {name}" for mark, name in NAMES.items() if marks[mark])
+    counts = ", ".join(f"{marks[mark]} {name} ({mark})" for mark, name in NAMES.items() if marks[mark])
     ahead = marks[WAITING] + marks[RUNNING]
     eta = f", about {clock(left)} left" if left is not None and ahead else ""
     return f"[{len(states) - ahead}/{len(states)}] {counts}; {clock(elapsed)}{eta}"

@@ -148,6 +148,7 @@ def outcomes(cells: Sequence[Cell], slots: Sequence[Slot], threads: int, display
                     yield Outcome(cell, {}, f"not run, since {cell.method.after!r} failed")
                 elif ready and idle:
                     waiting.remove(cell)
+                    display.started(cell)
                     slot, place = idle.pop(0)
                     try:
                         future = place.submit(run_cell, cell, threads)
@@ -155,7 +156,6 @@ def outcomes(cells: Sequence[Cell], slots: Sequence[Slot], threads: int, display
                         place = stack.enter_context(slot())
                         future = place.submit(run_cell, cell, threads)
                     running[future] = cell, slot, place
-                    display.started(cell)
             if stop.signal:
                 stop.pass_on()
                 # What only stands in a queue is left there.

@@ -52,6 +52,7 @@ def trained(monkeypatch):
     monkeypatch.setattr(cli, "run", train)
     monkeypatch.setattr(sweep, "worker", lambda *device: ThreadPoolExecutor(1))
     monkeypatch.setattr(grid, "check_training_sets", lambda configurations: list(configurations))
+    monkeypatch.setattr(grid, "default_jobs", lambda cuda: 1)  # threads share standard output
     return trained
 
 
@@ -182,9 +183,9 @@ def test_the_table_shows_each_seed_by_a_mark():
     ]
     assert (
         headline(states, 3725.0, 700.0)
-        == "[5/12] 1 running, 6 waiting, 4 finished, 1 failed; 1:02:05, about 0:11:40 left"
+        == "[5/12] 1 running (>), 6 waiting (.), 4 finished (#), 1 failed (x); 1:02:05, about 0:11:40 left"
     )
-    assert headline(states, 59.6, None).endswith("failed; 0:01:00")
+    assert headline(states, 59.6, None).endswith("failed (x); 0:01:00")
 
 
 def test_the_time_left_is_that_of_like_cells_shared_by_the_slots():
@@ -199,7 +200,7 @@ def test_the_time_left_is_that_of_like_cells_shared_by_the_slots():
 
 
 def test_a_terminal_gets_the_table_in_place_and_errors_above_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 24)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((90, 24)))
     found = [Cell(Method(row, ()), seed, tmp_path / row / str(seed), (), group="g") for row in "abc" for seed in (1, 2)]
     stream = io.StringIO()
     shown = LiveTable(
@@ -209,14 +210,14 @@ def test_a_terminal_gets_the_table_in_place_and_errors_above_it(tmp_path, monkey
     shown.started(found[1])
     shown.tick()
     drawn = stream.getvalue().splitlines()
-    assert drawn[0].startswith("[1/6] 1 running, 4 waiting, 1 finished; 0:00:00, about 0:00:45 left")
+    assert drawn[0].startswith("[1/6] 1 running (>), 4 waiting (.), 1 finished (#); 0:00:00, about 0:00:45 left")
     assert drawn[1:] == ["    1-shot", "a  70.0 #>", "b     - ..", "c     - .."]
     stream.truncate(stream.seek(0))
     shown.through(Outcome(found[1], {}, "broken\x1b"))
     shown.tick()
     erase, table_again = stream.getvalue().split("g, a, seed 2: failed, broken")
     assert erase == "\x1b[5A\x1b[J" and "\x1b" not in table_again and "a  70.0 #x" in table_again
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 5)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((90, 5)))
     stream.truncate(stream.seek(0))
     shown.started(found[2])
     shown.tick()
