@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -301,11 +302,12 @@ def is_gone(pid: int) -> bool:
 
 
 @pytest.fixture
-def waiting(tmp_path, monkeypatch) -> Waiting:
+def waiting(tmp_path, monkeypatch) -> Iterator[Waiting]:
     monkeypatch.setattr(sweep, "run_cell", partial(grid_cells.hold, str(tmp_path)))
     monkeypatch.setattr(grid, "check_training_sets", lambda configurations: None)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
-    return Waiting(tmp_path)
+    yield Waiting(tmp_path)
+    Waiting(tmp_path).go(1, 2, 3)  # whatever a failing test leaves ends now
 
 
 @contextmanager
@@ -479,7 +481,7 @@ def test_a_small_grid_for_real(workspace, tmp_path, capsys):
     words = runs.words(workspace, "LinearProbe", tmp_path)
     options = words[words.index("OPTIM.MAX_EPOCH") :]
     models = ["MODEL.BACKBONE.NAME", f"{workspace}/student.safetensors", "USE_CUDA", "False"]
-    what = f"--trainers LinearProbe,TipAdapter --datasets imagenet --root {workspace} --shots 1,2 --seeds 1 --jobs 2"
+    what = f"--trainers LinearProbe,TipAdapter --datasets imagenet --root {workspace} --shots 1,2 --seeds 1 --jobs 1"
     line = ["grid", *what.split(), "--output", str(tmp_path), *options, *models]
     assert command(line) == 0
     out = capsys.readouterr().out
