@@ -139,11 +139,8 @@ def outcome(cell: Cell, job: Any) -> Outcome:
     if result is not None:
         (cell.folder / JOB).unlink(missing_ok=True)
         return result._replace(fresh=True)
-    if job.paths.result_pickle.exists() or job.state == "COMPLETED":
-        error = job.exception()
-        if error is None:
-            return job.result()
-        return Outcome(cell, {}, f"job {job.job_id}: {str(error).strip().splitlines()[-1]}")
+    if (job.paths.result_pickle.exists() or job.state == "COMPLETED") and job.exception() is None:
+        return job.result()
     return Outcome(cell, {}, f"job {job.job_id} ended as {job.state}; its output is {job.paths.stderr}")
 
 

@@ -305,7 +305,7 @@ def is_gone(pid: int) -> bool:
 def waiting(tmp_path, monkeypatch) -> Iterator[Waiting]:
     monkeypatch.setattr(sweep, "run_cell", partial(grid_cells.hold, str(tmp_path)))
     monkeypatch.setattr(grid, "check_training_sets", lambda configurations: None)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests", os.getenv("PYTHONPATH", "")))))
     yield Waiting(tmp_path)
     Waiting(tmp_path).go(1, 2, 3)  # whatever a failing test leaves ends now
 
