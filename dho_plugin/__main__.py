@@ -11,6 +11,7 @@ COMMANDS = {
     "demo": "run the whole comparison on the built-in pictures and print its table",
     "table13": "train every row of the paper's Table 13 and print it beside the paper's numbers",
     "students": "train DHO and its rivals on a compact student by shots, the paper's Table 1",
+    "grid": "train trainers on datasets by shots and seeds: many runs at once, here or under Slurm, each of them once",
     "ablations": "vary how DHO's heads start, are built and are interpolated (Table 5, Figure 8, Tables 14 and 15)",
     "teacher-check": "look at a teacher on the labelled images: its errors, its confidence, and what to set",
     "export": "write a finished run as one model: ONNX, torch.export, safetensors, each checked against the run",

@@ -80,8 +80,8 @@ class Job(NamedTuple):
 
 
 def column(shots: int) -> str:
-    """The paper's name of a number of labelled images a class."""
-    return f"{shots}-shot"
+    """The paper's name of a number of labelled images a class; -1 stands for all of them."""
+    return f"{shots}-shot" if shots > 0 else "all"
 
 
 def shots_parser(command: str, purpose: str | None, *, shots: Sequence[int]) -> argparse.ArgumentParser:
@@ -232,17 +232,29 @@ def run_job(
         return 0
     check_data(unfinished)
     outcomes = finish(cells, jobs=args.jobs)
-    records = enter(planned, outcomes, args.seeds)
+    files = publish(job, planned, enter(planned, outcomes, args.seeds), args.output_dir, argv, closing)
+    for path, ending in ((args.table, "md"), (args.json, "json")):
+        if path:
+            Path(path).write_text(files[ending], encoding="utf-8")
+    return report_failures([outcome for outcome in outcomes if outcome.error])
+
+
+def publish(
+    job: Job,
+    planned: Sequence[Planned],
+    records: Records,
+    folder: str | Path,
+    argv: Sequence[str],
+    closing: Callable[[Job, Records], list[str]] = lambda job, records: [],
+) -> dict[str, str]:
+    """Print a table's document and write its files; returns them by their endings. See run_job."""
     command = shlex.join(["python", "-m", "dho_plugin", job.name, *argv])
-    made = f"Made by {'; '.join(made_by(cells)) or 'nothing'}."
+    made = f"Made by {'; '.join(made_by(entry.cell for entry in planned)) or 'nothing'}."
     paragraphs = [f"# {job.title}", f"    {command}", made, *job.preface]
     for block in job.blocks:
         paragraphs += section(block, records[block.name], job.columns())
     text = "\n\n".join([*paragraphs, *closing(job, records)])
     print(f"\n{text}")
     files = texts(job, records, text)
-    write(Path(args.output_dir), job.name, files)
-    for path, ending in ((args.table, "md"), (args.json, "json")):
-        if path:
-            Path(path).write_text(files[ending], encoding="utf-8")
-    return report_failures([outcome for outcome in outcomes if outcome.error])
+    write(Path(folder), job.name, files)
+    return files

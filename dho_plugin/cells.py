@@ -8,7 +8,7 @@ import platform
 import re
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,6 +92,7 @@ def plan(
     *,
     group: str = "",
     above: Sequence[Cell] = (),
+    place: Callable[[Method, int], Path] | None = None,
 ) -> list[Cell]:
     """All cells, row by row.
 
@@ -99,6 +100,7 @@ def plan(
         methods: the rows. seeds: each row is run with each. output: where their folders stand.
         flags, options: shared by all rows; a row's own win over them.
         group: what the cells are called after. above: cells planned before that a row may start from too.
+        place: the folder of a row at a seed; by default cell_folder's.
     """
     cells: list[Cell] = []
     for method in methods:
@@ -108,7 +110,7 @@ def plan(
             if method.after and after is None:
                 raise ValueError(f"{method.row!r} waits for {method.after!r}, which does not stand above it")
             own, last = ([w.replace(AFTER, str(after)) for w in part] for part in (method.flags, method.options))
-            folder = cell_folder(output, method.row, seed)
+            folder = place(method, seed) if place else cell_folder(output, method.row, seed)
             words = (*flags, *own, "--seed", str(seed), "--output-dir", str(folder), *options, *last)
             cells.append(Cell(method, seed, folder, words, after, group))
     return cells

@@ -6,14 +6,35 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
 from .cells import LOG, Cell, Outcome, finished, run_cell
 from .errors import UsageError
+from .predicting import printable
 from .report import Record
+from .workers import Interruption, begin
+
+TICK = 0.5  # seconds between two looks at signals and at the display
+INTERRUPTED = "interrupted; run again, it goes on"
+Slot = Callable[[], Executor]
+"""Opens a place where one cell runs at a time: an executor of one process, or one that hands cells to a queue."""
+
+
+class Display(Protocol):
+    """What is told how the cells get on."""
+
+    def started(self, cell: Cell) -> None:
+        """A cell was given to a slot."""
+
+    def through(self, outcome: Outcome) -> None:
+        """A cell is through, or was before."""
+
+    def tick(self) -> None:
+        """Some time has passed."""
 
 
 def sweep(
@@ -45,34 +66,65 @@ def entered(cell: Cell, seeds: Sequence[int]) -> Sequence[int]:
     return (cell.seed,) if cell.method.seeded else seeds
 
 
-def finish(cells: Sequence[Cell], *, jobs: int, threads: int = 0) -> list[Outcome]:
-    """Run what is not finished and print a line for each cell.
+def finish(
+    cells: Sequence[Cell],
+    *,
+    jobs: int,
+    threads: int = 0,
+    slots: Sequence[Slot] | None = None,
+    display: Display | None = None,
+) -> list[Outcome]:
+    """Run what is not finished and say what became of each cell.
 
     Args:
-        cells: see cells.plan. jobs: runs at a time.
+        cells: see cells.plan. jobs: runs at a time, each in a process of its own.
         threads: of torch in each run; 0 for an equal share of the processors.
+        slots: where to run them, in place of those processes. display: a line for each cell by default.
 
     Returns:
         One outcome a cell, in the order in which they were through; none that failed stopped another.
 
     Raises:
         UsageError: before anything is run, if a cell cannot be configured or its folder holds other settings.
+        SystemExit: 128 + the number of a signal to stop, after the cells that ran have saved their state and left.
     """
-    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+    slots = [worker] * jobs if slots is None else slots
+    display = Lines(len(cells)) if display is None else display
     through: list[Outcome] = []
-    started = time.monotonic()
-    for outcome in outcomes(cells, jobs, threads):
+    for outcome in outcomes(cells, slots, threads or max(1, (os.cpu_count() or 1) // len(slots)), display):
         through.append(outcome)
-        values = "  ".join(f"{column} {value:.1f}" for column, value in outcome.accuracies.items())
-        shown = "failed" if outcome.error else values
-        again = "" if outcome.fresh else "  (finished before)"
-        took = time.monotonic() - started
-        print(f"[{len(through)}/{len(cells)}] {took:4.0f} s  {outcome.cell}: {shown}{again}", flush=True)
+        display.through(outcome)
     return through
 
 
-def outcomes(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[Outcome]:
-    """Cells finished earlier, then the others as they finish."""
+class Lines:
+    """A display of one line for each cell that is through, and with `starts` for each that is started."""
+
+    def __init__(self, count: int, *, starts: bool = False) -> None:
+        self._count, self._through, self._starts, self._began = count, 0, starts, time.monotonic()
+
+    def started(self, cell: Cell) -> None:
+        """A line if it was asked for."""
+        if self._starts:
+            self._line(f"{cell}: started")
+
+    def through(self, outcome: Outcome) -> None:
+        """A line with the accuracies, or the error."""
+        self._through += 1
+        values = "  ".join(f"{column} {value:.1f}" for column, value in outcome.accuracies.items())
+        again = "" if outcome.fresh else "  (finished before)"
+        self._line(failure(outcome) if outcome.error else f"{outcome.cell}: {values}{again}")
+
+    def tick(self) -> None:
+        """Nothing."""
+
+    def _line(self, text: str) -> None:
+        took = time.monotonic() - self._began
+        print(f"[{self._through}/{self._count}] {took:4.0f} s  {text}", flush=True)
+
+
+def outcomes(cells: Sequence[Cell], slots: Sequence[Slot], threads: int, display: Display) -> Iterator[Outcome]:
+    """Cells finished earlier, then the others as they finish; SystemExit after a signal, see `finish`."""
     # All, before the first is run: a mistake is said at once.
     found = [outcome for outcome in map(finished, cells) if outcome is not None]
     through = {outcome.cell.folder for outcome in found}
@@ -83,10 +135,11 @@ def outcomes(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[Outcome
         succeeded[outcome.cell.folder] = True
         yield outcome
     with ExitStack() as stack:
-        idle = [stack.enter_context(worker()) for _ in range(min(jobs, len(waiting)))]
-        running: dict[Future[Outcome], tuple[Cell, Executor]] = {}
-        while waiting or running:
-            for cell in tuple(waiting):
+        idle = [(slot, stack.enter_context(slot())) for slot in slots[: len(waiting)]]
+        stop = stack.enter_context(Interruption())
+        running: dict[Future[Outcome], tuple[Cell, Slot, Executor]] = {}
+        while running or (waiting and not stop.signal):
+            for cell in () if stop.signal else tuple(waiting):
                 # True, False, or None while the one that it waits for is not through
                 ready = cell.after is None or succeeded.get(cell.after)
                 if ready is False:
@@ -95,28 +148,63 @@ def outcomes(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[Outcome
                     yield Outcome(cell, {}, f"not run, since {cell.method.after!r} failed")
                 elif ready and idle:
                     waiting.remove(cell)
-                    process = idle.pop()
-                    running[process.submit(run_cell, cell, threads)] = cell, process
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                cell, process = running.pop(future)
-                died = isinstance(future.exception(), BrokenExecutor)
-                outcome = Outcome(cell, {}, "its process died (out of memory?)") if died else future.result()
-                idle.append(stack.enter_context(worker()) if died else process)
+                    display.started(cell)
+                    slot, place = idle.pop(0)
+                    try:
+                        future = place.submit(run_cell, cell, threads)
+                    except BrokenExecutor:  # killed while it had nothing to do
+                        place = stack.enter_context(slot())
+                        future = place.submit(run_cell, cell, threads)
+                    running[future] = cell, slot, place
+            if stop.signal:
+                stop.pass_on()
+                # What only stands in a queue is left there.
+                running = {future: entry for future, entry in running.items() if not future.cancel()}
+            for future in wait(running, timeout=TICK, return_when=FIRST_COMPLETED).done:
+                cell, slot, place = running.pop(future)
+                outcome = outcome_of(future, cell, stopped=bool(stop.signal))
+                broken = isinstance(future.exception(), BrokenExecutor) and not stop.signal
+                idle.append((slot, stack.enter_context(slot()) if broken else place))
                 succeeded[cell.folder] = not outcome.error
                 yield outcome
+            display.tick()
+        if stop.signal:
+            raise SystemExit(128 + stop.signal)
 
 
-def worker() -> Executor:
-    """One process, used for one cell after the other: where a cell brings it down, no other cell is lost with it."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+def outcome_of(future: Future[Outcome], cell: Cell, *, stopped: bool) -> Outcome:
+    """What a slot came to with a cell; `stopped` where it was told to leave."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, (SystemExit, KeyboardInterrupt)) or (stopped and isinstance(error, BrokenExecutor)):
+        return Outcome(cell, {}, INTERRUPTED)
+    died = isinstance(error, BrokenExecutor)
+    return Outcome(cell, {}, "its process died (out of memory?)" if died else f"{type(error).__name__}: {error}")
+
+
+def worker(device: str = "") -> Executor:
+    """One process, used for one cell after the other: where a cell brings it down, no other cell is lost with it.
+
+    Args:
+        device: see workers.begin.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=spawn, initializer=begin, initargs=(device,))
 
 
 def report_failures(failed: Sequence[Outcome]) -> int:
     """Say what failed and where its log is; the exit status, 1 if anything did."""
     for outcome in failed:
-        log = outcome.cell.folder / LOG
-        print(f"{outcome.cell}: {outcome.error}{f' (see {log})' if log.is_file() else ''}", file=sys.stderr)
+        print(failure(outcome, ""), file=sys.stderr)
     return 1 if failed else 0
+
+
+def failure(outcome: Outcome, word: str = "failed, ") -> str:
+    """What failed, why, and where its log is."""
+    log = outcome.cell.folder / LOG
+    seen = f" (see {log})" if log.is_file() else ""
+    return printable(f"{outcome.cell}: {'' if outcome.error == INTERRUPTED else word}{outcome.error}{seen}")
 
 
 def default_jobs(*, cuda: bool) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,9 +50,12 @@ def table_parser(command: str, purpose: str | None) -> argparse.ArgumentParser:
 
 
 def leading_numbers(given: Sequence[str]) -> tuple[list[int], list[str]]:
-    """The numbers that a list of words begins with, and the other words: argparse gives --seeds all up to a flag."""
-    numbers = list(takewhile(lambda word: word.lstrip("-").isdigit(), given))
-    return [int(word) for word in numbers], list(given[len(numbers) :])
+    """The numbers that a list of words begins with, and the other words: argparse gives --seeds all up to a flag.
+
+    Commas separate numbers too.
+    """
+    numbers = list(takewhile(lambda word: all(part.lstrip("-").isdigit() for part in parts(word)), given))
+    return [int(part) for word in numbers for part in parts(word)], list(given[len(numbers) :])
 
 
 def leading_names(given: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -60,6 +64,11 @@ def leading_names(given: Sequence[str]) -> tuple[list[str], list[str]]:
     key = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")
     names = list(takewhile(lambda word: word not in known and not key.fullmatch(word), given))
     return names, list(given[len(names) :])
+
+
+def parts(word: str) -> list[str]:
+    """What commas separate."""
+    return [part for part in word.split(",") if part]
 
 
 def check_options(options: Sequence[str], taken: Collection[str]) -> None:
@@ -86,11 +95,17 @@ def chosen(methods: Sequence[Method], texts: Sequence[str]) -> list[Method]:
 def check_data(cells: Iterable[Cell]) -> None:
     """Build each training set once, and the shifts: what is missing is said, fetched or drawn before the first run."""
     configurations = [configure(cell)[0] for cell in cells]
+    check_training_sets(configurations)
+    with redirect_stdout(io.StringIO()):
+        for cfg in configurations[:1]:
+            load_shifts(cfg, SHIFTS.get(cfg.DATASET.NAME, {}))
+
+
+def check_training_sets(configurations: Iterable[Any]) -> None:
+    """As check_data, without the shifts."""
     with redirect_stdout(io.StringIO()):
         for cfg in {str(cfg.DATASET): cfg for cfg in configurations}.values():
             check_trainable(build_labeled_dataset(cfg), final_model=cfg.TEST.FINAL_MODEL, copies=copy_policy(cfg))
-        for cfg in configurations[:1]:
-            load_shifts(cfg, SHIFTS.get(cfg.DATASET.NAME, {}))
 
 
 def command_lines(cells: Iterable[Cell], notes: Iterable[str]) -> str:

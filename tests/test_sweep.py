@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from threading import Event
 from types import SimpleNamespace
 
@@ -224,6 +224,33 @@ def test_a_run_that_takes_its_process_down_takes_no_other_with_it(monkeypatch, t
         (COOP.row, "its process died (out of memory?)")
     ]
     assert [(record.row, record.accuracy) for record in records] == [("LP", 5.0)]
+
+
+def test_what_a_worker_raises_costs_its_cell_alone(monkeypatch, tmp_path):
+    """A disk that is full before the log is open; a signal that only the worker got."""
+    raised = {COOP.row: OSError("No space left on device"), "one": SystemExit(143)}
+
+    def fail(cell, threads):
+        if cell.method.row in raised:
+            raise raised[cell.method.row]
+        return Outcome(cell, {"test": 5.0})
+
+    monkeypatch.setattr(sweep, "worker", lambda: ThreadPoolExecutor(1))
+    monkeypatch.setattr(sweep, "run_cell", fail)
+    records, failed = sweep.sweep(plan([COOP, STAGES[0], PROBE], [1], tmp_path, FLAGS), [1], jobs=1)
+    assert [outcome.error for outcome in failed] == ["OSError: No space left on device", sweep.INTERRUPTED]
+    assert [record.row for record in records] == ["LP"]
+
+
+def test_a_worker_that_dies_while_it_has_nothing_to_do_is_replaced(monkeypatch, tmp_path):
+    class Dead(ThreadPoolExecutor):
+        def submit(self, *args):
+            raise BrokenExecutor
+
+    workers = iter([Dead, ThreadPoolExecutor])
+    monkeypatch.setattr(sweep, "worker", lambda: next(workers)(1))
+    monkeypatch.setattr(sweep, "run_cell", lambda cell, threads: Outcome(cell, {"test": 5.0}))
+    assert not sweep.sweep(plan([PROBE], [1, 2], tmp_path, FLAGS), [1, 2], jobs=1)[1]
 
 
 @pytest.mark.parametrize(
