@@ -173,7 +173,7 @@ def run_cell(cell: Cell, threads: int) -> Outcome:
                 accuracies = cli.run(cfg, args)
         except Stopped as stop:
             print(stop)
-            return Outcome(cell, {}, str(stop))
+            raise SystemExit(stop.status) from None  # which ends the worker, and not the cell
         except UsageError as error:
             print(f"error: {printable(str(error))}")
             return Outcome(cell, {}, f"error: {error}")

@@ -245,8 +245,8 @@ def cut(batch: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
     pieces: list[dict[str, Any]] = [{} for _ in range(parts)]
     for key, value in batch.items():
         shares: Sequence[Any] = cut(value, parts) if isinstance(value, Mapping) else value.chunk(parts)
-        for piece, share in zip(pieces, shares, strict=True):
-            piece[key] = share
+        for piece, part in zip(pieces, shares, strict=True):
+            piece[key] = part
     return pieces
 
 

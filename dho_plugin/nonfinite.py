@@ -21,7 +21,7 @@ def culprits(values: Mapping[str, Tensor], paths: Sequence[str]) -> list[str]:
     """Which of the numbers of which images are not finite, in words.
 
     Args:
-        values: (N, ...) by what they are, "the teacher's logits". paths: the N images; a shorter tensor is of the first.
+        values: (N, ...) by what they are, "the teacher's logits". paths: the N images, or more.
     """
     found = []
     for name, value in values.items():

@@ -23,8 +23,8 @@ from .loaders import ViewSource
 from .precision import Precision
 from .predicting import progress
 from .readers import Picture
-from .store import VIEW, Model, Store, bytes_of_view, kept_dtype, same_views, view_records, weights_hash
 from .stopping import check, deaf
+from .store import VIEW, Model, Store, bytes_of_view, kept_dtype, same_views, view_records, weights_hash
 from .text_memory import GIB, free_bytes
 from .towers import VLM
 from .views import View
@@ -227,7 +227,9 @@ def _fill(jobs: Sequence[_Job], views: _Views, workers: int) -> None:
 def _computed(jobs: Sequence[_Job], views: _Views, workers: int) -> Iterator[None]:
     """Compute and store; an item for each view."""
     starts = range(0, len(views.rows), BATCH)
-    loader = DataLoader(views, batch_size=None, sampler=starts, num_workers=min(workers, len(starts)), worker_init_fn=deaf)
+    loader = DataLoader(
+        views, batch_size=None, sampler=starts, num_workers=min(workers, len(starts)), worker_init_fn=deaf
+    )
     for start, parts in zip(starts, loader, strict=True):
         check("while STORE.DIR was filled", alone=True)
         for rows, batch in parts:

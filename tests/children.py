@@ -14,7 +14,8 @@ import pytest
 fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
-def _child(target: Callable[..., Any], *args: Any) -> Any:
+def child(target: Callable[..., Any], *args: Any) -> Any:
+    """A child that calls `target(*args)` when it is started."""
     return multiprocessing.get_context("fork").Process(target=target, args=args)
 
 
@@ -26,12 +27,12 @@ def killed(work: Callable[[Callable[[], None]], Any]) -> None:
         sender.send("here")
         threading.Event().wait()
 
-    child = _child(work, reached)
-    child.start()
+    process = child(work, reached)
+    process.start()
     assert receiver.poll(60) and receiver.recv() == "here"
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def error_of(work: Callable[[], Any], file_bytes: int) -> BaseException | None:
@@ -48,9 +49,9 @@ def error_of(work: Callable[[], Any], file_bytes: int) -> BaseException | None:
         except BaseException as error:
             sender.send(error)
 
-    child = _child(limited)
-    child.start()
+    process = child(limited)
+    process.start()
     assert receiver.poll(60)
     raised = receiver.recv()
-    child.join()
+    process.join()
     return raised

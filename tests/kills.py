@@ -19,15 +19,15 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-
-from dho_plugin import cli, stored_features, stopping
 from dho_plugin.trainers import evaluated, resumable, tip_adapter
+
+from dho_plugin import cli, stopping, stored_features
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__ if __name__ != "__main__" else "kills"])
@@ -62,9 +62,9 @@ def tell(moments: Connection) -> None:
 
     fsync, replace, check, after = os.fsync, os.replace, stopping.check, resumable.Resumable.after_step
 
-    def checked(where: str) -> None:
+    def checked(where: str, **options: bool) -> None:
         at(where)
-        check(where)
+        check(where, **options)
 
     def stepped(trainer) -> None:
         at("step")
@@ -178,7 +178,7 @@ def drawn(number: int, seed: int, most: int = 8) -> list[Kill]:
 
 def main(number: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        words = "--trainer CoOpDHO --dataset shapes TRAIN.SAVE_MINUTES 0 DATALOADER.NUM_WORKERS 2".split()
+        words = "--trainer CoOpDHO --dataset shapes TRAIN.SAVE_MINUTES 0 DATALOADER.NUM_WORKERS 2".split()  # noqa: SIM905
         found, told = campaign(words, drawn(number, seed=1), Path(folder))
     print(*told, sep="\n")
     print(f"{len(told)} kills; " + ("what is left equals the unbroken run's" if not found else "; ".join(found)))

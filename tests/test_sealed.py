@@ -13,8 +13,8 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import children
+import numpy as np
 import pytest
 import torch
 from children import fork
@@ -169,7 +169,7 @@ def test_a_disk_that_cannot_sync_folders_will_do_and_one_that_fails_will_not(tmp
 def test_two_that_save_one_file_leave_a_whole_one(tmp_path):
     save_tensors(tmp_path / "a", BIG)
     whole = (tmp_path / "a").read_bytes()
-    savers = [processes._child(lambda: [save_tensors(tmp_path / "a", BIG) for _ in range(20)]) for _ in range(2)]
+    savers = [children.child(lambda: [save_tensors(tmp_path / "a", BIG) for _ in range(20)]) for _ in range(2)]
     for saver in savers:
         saver.start()
     while any(saver.is_alive() for saver in savers):

@@ -6,8 +6,8 @@ import os
 import random
 from pathlib import Path
 
-import numpy as np
 import children
+import numpy as np
 import pytest
 import torch
 from children import fork

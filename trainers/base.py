@@ -327,16 +327,16 @@ class MethodTrainer(Resumable):
             NonFiniteLoss: a loss is not finite; all parameters are as they were.
         """
         self.model_zero_grad()
-        parts = cut(batch, self.cfg.TRAIN.ACCUMULATE)
-        seen: list[dict[str, Tensor]] = []
+        parts, seen = cut(batch, self.cfg.TRAIN.ACCUMULATE), []
         for number, part in enumerate(parts, 1):
-            with self.joint.no_sync() if number < len(parts) else nullcontext():
+            last = number == len(parts)
+            with nullcontext() if last else self.joint.no_sync():
                 with self.precision.autocast():
                     losses, logits, labels = self.joint(part)
                 scores = {name: loss.detach() for name, loss in losses.items()}
                 seen.append({**scores, "acc": compute_accuracy(logits.detach(), labels)[0].squeeze()})
-                if number == len(parts):
-                    summary = mean(seen[0] if number == 1 else {n: torch.stack([s[n] for s in seen]).mean() for n in seen[0]})
+                if last:
+                    summary = mean(averaged(seen))
                     finite = read_later(torch.isfinite(torch.stack([summary[name] for name in losses])).all())
                 self.precision.backward(losses["loss"] / len(parts))
         if not finite():
@@ -400,3 +400,8 @@ class MethodTrainer(Resumable):
         oracle = (self.interpolated() or {}).get("chosen") == "oracle"
         packed = pack_of(item.impath for item in self.dm.dataset.test or []) is not None
         return ["oracle"] * oracle + ["transductive"] * bool(self.transductive) + ["packed"] * packed
+
+
+def averaged(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean over parts of each of their numbers."""
+    return parts[0] if len(parts) == 1 else {name: torch.stack([p[name] for p in parts]).mean() for name in parts[0]}

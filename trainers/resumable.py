@@ -13,7 +13,6 @@ from ..distributed import agreed, is_main
 from ..embedded.meters import MetricMeter
 from ..embedded.stepping import steps
 from ..errors import UsageError
-from ..loaders import EpochLoader
 from ..manifest import read
 from ..saved import best_so_far, load_part
 from ..states import FOLDER, States, random_states, restore_random_states
@@ -27,7 +26,7 @@ class Resumable(Evaluated):
         resumed: whether the run goes on from an earlier process. meters: losses of the epoch so far.
     """
 
-    train_loader_x: EpochLoader
+    batch_idx: int
     view_seed: int
     resumed = False
     _state: dict[str, Any] | None = None  # to go on from, until its epoch begins
@@ -126,7 +125,8 @@ class Resumable(Evaluated):
             self.resumed = True
             if own and state["log"] is not None:
                 run_log.cut(directory, state["log"])
-            print(f"Going on in {directory} at epoch {state['epoch'] + 1}, after batch {state['batch']}/{state['steps']}")
+            where = f"epoch {state['epoch'] + 1}, after batch {state['batch']}/{state['steps']}"
+            print(f"Going on in {directory} at {where}")
             return state["epoch"]
         start = super().resume_model_if_exist(directory)
         self.resumed = start > 0
