@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -24,16 +25,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+import children
 import torch
 from dho_plugin.trainers import evaluated, resumable, tip_adapter
 
 from dho_plugin import cli, stopping, stored_features
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__ if __name__ != "__main__" else "kills"])
 PHASES = ("step", "save", "in an evaluation", "while STORE.DIR was filled")
 TIMES = re.compile(r" (time|data) \S+ \(\S+\)| eta \S+|Elapsed: .*")
-SECONDS = 300
+SECONDS = 100
 
 
 class Kill(NamedTuple):
@@ -44,7 +44,7 @@ class Kill(NamedTuple):
     number: int
 
 
-def child(words: Sequence[str], moments: Connection | None) -> None:
+def train(words: Sequence[str], moments: Connection | None) -> None:
     """train.py in a process of its own, which tells its moments and waits a while at each for what may come."""
     if moments is not None:
         tell(moments)
@@ -86,25 +86,20 @@ def tell(moments: Connection) -> None:
 
 def run(words: Sequence[str], kill: Kill | None) -> int:
     """Start the run and kill it; its exit status, negative for a signal that ended it."""
-    ours, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=child, args=(words, theirs if kill else None))
+    ours, theirs = multiprocessing.Pipe()
+    process = children.child(train, words, theirs if kill else None)
     process.start()
-    theirs.close()
     seen: Counter[str] = Counter()
-    try:
-        while kill is not None:
-            phase = ours.recv()
-            seen[phase] += 1
-            if phase == kill.phase and seen[phase] == kill.count:
-                os.kill(process.pid, kill.number)
-                kill = None
-            ours.send(None)
-        while True:  # it has been told to stop, and may pass further moments until it has
-            ours.recv()
-            ours.send(None)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass
-    process.join(SECONDS)
+    until = time.monotonic() + SECONDS
+    while process.is_alive():
+        assert time.monotonic() < until, f"{kill}: still running, seen {seen}"
+        if not ours.poll(0.02):
+            continue
+        phase = ours.recv()
+        seen[phase] += 1
+        if kill is not None and phase == kill.phase and seen[phase] == kill.count:
+            os.kill(process.pid, kill.number)
+        ours.send(None)
     return process.exitcode
 
 
