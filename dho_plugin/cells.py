@@ -21,6 +21,7 @@ from .errors import UsageError
 from .predicting import printable
 from .run_log import LOG, begin
 from .saved import check_same_settings, settings
+from .sealed import write_whole
 from .shifts import Row
 from .stopping import Stopped, listening
 
@@ -189,7 +190,5 @@ def run_cell(cell: Cell, threads: int) -> Outcome:
         "settings": settings(cfg),
         "after": started_from(cell),
     }
-    part = cell.folder / f"{RESULT}.part"
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.replace(cell.folder / RESULT)  # at once, so that a kill leaves no half of it
+    write_whole(cell.folder / RESULT, json.dumps(result, indent=1) + "\n")
     return Outcome(cell, accuracies)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .predicting import progress
+from .stopping import check
 from .store import Index, records_of, using
 from .views import image_size, opened
 
@@ -58,6 +59,7 @@ class Contents:
     def _read(self, found: np.ndarray, paths: Sequence[str], new: Sequence[int]) -> Iterator[None]:
         with ThreadPoolExecutor(THREADS) as pool, using(self.folder), self._own.open("ab") as file:
             for start in range(0, len(new), PORTION):
+                check("while image files were read", alone=True)
                 portion = new[start : start + PORTION]
                 for row, content in zip(portion, pool.map(_content, [paths[row] for row in portion]), strict=True):
                     found[row] = (*found[row].tolist()[:3], *content)

@@ -28,7 +28,7 @@ from .estimate_costs import GPU, GPUS, cost_on, flops_of, memory_of, run_of, sto
 from .estimate_text import report
 from .host import TRAINER_REGISTRY, build_trainer, save_checkpoint, set_random_seed
 from .imagined import can_imagine, imagined, is_there
-from .loaders import ViewSource
+from .loaders import ViewSource, cut
 from .prompts import PromptedClassifier
 from .runs import is_run
 from .saved import assign, flatten
@@ -228,9 +228,15 @@ def _counted(trainer: Any, batch: dict[str, Any], wanted: int, gpu: GPU | None) 
     text = isinstance(head, PromptedClassifier)
     if text and wanted > 0:
         head.chunk = wanted
+    parts = trainer.cfg.TRAIN.ACCUMULATE
+    batch = cut(batch, parts)[0]
     step = count_step(trainer, batch)
     room = SHARE * gpu.memory * 1e9 if gpu else step.kept[TEXT]
     if text and wanted == AUTO and step.kept[TEXT] > room:
         head.chunk = max(1, int(trainer.num_classes * room / step.kept[TEXT]))
         step = count_step(trainer, batch)
-    return step
+    forward, backward, images = (
+        {part: parts * number for part, number in numbers.items()}
+        for numbers in (step.forward, step.backward, step.images)
+    )
+    return step._replace(forward=forward, backward=backward, images=images)

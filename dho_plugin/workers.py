@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+from .stopping import SIGNALS
+
 DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
@@ -68,8 +69,7 @@ class Interruption:
     def __enter__(self) -> Interruption:
         self._others = {child.pid for child in multiprocessing.active_children()}
         if current_thread() is main_thread():  # nowhere else may a handler be set
-            numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-            self._before = {number: signal.signal(number, self._note) for number in numbers}
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -73,6 +73,17 @@ def kept_of(trainer, batch) -> int:
 OURS = [name for name in TRAINER_REGISTRY.registered_names() if hasattr(TRAINER_REGISTRY.get(name), "learned")]
 
 
+@pytest.mark.parametrize("name", ["CoOpDHO", "VPTDHO"])
+def test_a_step_in_parts_keeps_those_of_one(workspace, real, name):
+    whole, found = predict(workspace, name, ""), predict(workspace, name, "TRAIN.ACCUMULATE 2")
+    trainer, batch = real(name, "TRAIN.ACCUMULATE 2")
+    with counted_flops() as counter:
+        trainer.forward_backward(batch)
+    assert total(found) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    kept = [each["memory"]["kept image"] for each in (found, whole)]
+    assert kept[0] <= kept[1] / 2
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_a_step_costs_what_was_predicted(workspace, real, name):
     found, (trainer, batch) = predict(workspace, name), real(name)

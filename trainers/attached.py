@@ -28,6 +28,7 @@ from ..pool import check_trainable, copy_policy
 from ..precision import Precision
 from ..predicting import printable
 from ..saved import best_so_far, prepare_resume, read_checkpoint, write_record
+from ..stopping import check
 from ..teachers import Teacher
 from ..views import INTERPOLATIONS
 from ..vlm import load_vlm
@@ -212,6 +213,8 @@ class AttachedDHO(TrainerX):
         theirs = {**batch, "img": self.kd_normalize(batch["img"])}
         with self.kd_join.step(), self._kd_host_alone(), self.kd_tap.reading(partial(self._kd_distil, batch)):
             summary = super().forward_backward(theirs)
+        # What else a host's trainer keeps from step to step is not known here.
+        check("after a step, and an attached trainer's last checkpoint is where it goes on from")
         return {**summary, "loss_kd": self.kd_loss}
 
     def _kd_distil(self, batch: dict[str, Any], labeled: Reading) -> None:

@@ -190,7 +190,6 @@ class MethodTrainer(Resumable):
             raise UsageError(f"{type(self).__name__} in a DataParallel: leave it out, and start {ALL_GPUS}")
         if self.device.type == "cuda" and torch.cuda.device_count() > world_size() == 1:
             print(f"{torch.cuda.device_count()} GPUs are visible, and this process uses one; for all: {ALL_GPUS}")
-        self.joint = joint(self.losses, self.learned())
 
     def compile_towers(self, backend: str) -> None:
         """Have torch.compile make the image tower's step, at the first one."""
@@ -271,6 +270,11 @@ class MethodTrainer(Resumable):
         self.model.train(mode == "train")
 
     # Steps
+
+    @cached_property
+    def joint(self) -> Any:
+        """The losses of a batch, with gradients that are the mean over all processes; made at the first step."""
+        return joint(self.losses, self.learned())
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return self.images(batch), self.labels(batch)
