@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on one dataset and evaluate on its shifted test sets (ImageNet: V2, Sketch, R, A), three seeds, in the folders of
-# CoOp's scripts. What is finished is not run again; what was interrupted goes on from its
-# last checkpoint (TRAIN.CHECKPOINT_FREQ 1 writes one after each epoch).
+# CoOp's scripts. What is finished is not run again; what was interrupted goes on from the state that it saved when it was
+# told to stop, or a few minutes before it was killed (TRAIN.SAVE_MINUTES).
 #
 #   bash scripts/base_to_ood.sh DATA TRAINER [DATASET] [SHOTS] [CFG] [KEY VALUE ...]
 #   bash scripts/base_to_ood.sh ~/data CoOpDHO imagenet 16 vit_b16_ep50
