@@ -16,6 +16,7 @@ from typing import Any
 from ._version import __version__
 from .datasets.split_cache import VAL_SHOTS
 from .distributed import is_main
+from .errors import UsageError
 from .host import HOST
 from .leaks import overlaps
 from .packed import pack_of, packed_line
@@ -36,6 +37,9 @@ def begin(
         dataset: the run's Dassl dataset. batches: its StepBatches. teacher: the loaded teacher, None for none.
         seed: of order and views. resumed: the run goes on from a checkpoint; its start stays what it was.
 
+    Raises:
+        UsageError: a run that goes on, with other images than it began with.
+
     Returns:
         Whether the run is transductive: test images are in the unlabelled pool, or in that of a run it starts from.
     """
@@ -50,12 +54,17 @@ def begin(
     if is_main():
         write_split(folder, dataset, root)
     before = read(folder) if resumed else {}
+    images = {
+        "labeled": labeled_part(dataset.train_x, root),
+        "unlabeled": images_part(((path, -1) for path in pool), root),
+    }
+    if before and not cfg.TRAIN.RESUME_FORCE:
+        check_same_images(before, images, folder)
     now = {"time": _now(), "command": sys.argv}
     write(
         folder,
         {
-            "labeled": labeled_part(dataset.train_x, root),
-            "unlabeled": images_part(((path, -1) for path in pool), root),
+            **images,
             "validation": validation,
             "test": labeled_part(dataset.test or [], root),
             "in_two_sets": shared,
@@ -78,6 +87,22 @@ def begin(
         },
     )
     return transductive
+
+
+def check_same_images(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Compare the images of a run that goes on with those that it began with.
+
+    Raises:
+        UsageError: they are others.
+    """
+    for name, part in now.items():
+        there = before[name]
+        if there["sha256"] != part["sha256"]:
+            raise UsageError(
+                f"{folder} holds a run with {there['images']:,} {name} images, and the {part['images']:,} of now are "
+                "others: has the dataset been changed? Choose another --output-dir, or go on all the same with "
+                "--resume-force"
+            )
 
 
 def finish(folder: Path, **parts: Any) -> None:

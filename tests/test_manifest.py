@@ -212,3 +212,19 @@ def test_a_setting_cannot_pass_for_a_result():
         cli.build_config(cli.parser().parse_args([*base, "--output-dir", "out\n* accuracy: 99%"]))
     with pytest.raises(UsageError, match=r"TEACHER.TEMPLATES .*control character"):
         cli.build_config(cli.parser().parse_args([*base, "TRAINER.DHO.TEACHER.TEMPLATES", "('a {}', 'b\\r {}')"]))
+
+
+def test_a_run_does_not_go_on_with_other_images(workspace, tmp_path):
+    there = tmp_path / "moved"
+    shutil.copytree(workspace, there, ignore=shutil.ignore_patterns("boosting"))
+    runs.run(there, "LinearProbeDHO", tmp_path / "a")
+    shutil.copytree(there, tmp_path / "elsewhere")
+    models = f"--backbone {there}/student.safetensors --teacher {there}/teacher.pt"
+    runs.run(tmp_path / "elsewhere", "LinearProbeDHO", tmp_path / "a", models)  # the same images
+    labeled = json.loads((tmp_path / "a" / "split.json").read_text())["labeled"]
+    unlabeled = [file for file in sorted((there / "imagenet/images/train").rglob("*.JPEG")) if file.is_file()]
+    unlabeled = [file for file in unlabeled if file.relative_to(there).as_posix() not in {row[0] for row in labeled}]
+    unlabeled[0].unlink()
+    with pytest.raises(UsageError, match="of now are others"):
+        runs.run(there, "LinearProbeDHO", tmp_path / "a")
+    runs.run(there, "LinearProbeDHO", tmp_path / "a", "--resume-force")
