@@ -275,7 +275,9 @@ def test_what_cannot_be_stored_is_refused(workspace, tmp_path, monkeypatch):
         runs.run(workspace, "LinearProbeDHO", tmp_path / "c", "", "STORE.LABELED_VIEWS -2")
     with pytest.raises(UsageError, match=r"STORE\.VIEWS -1"):
         runs.run(workspace, "LinearProbeDHO", tmp_path / "c", "", "STORE.VIEWS -1")
-    monkeypatch.setattr("dho_plugin.stored_features.shutil.disk_usage", lambda path: type("D", (), {"free": 10}))
+    monkeypatch.setattr(
+        "dho_plugin.stored_features.shutil.disk_usage", lambda path: type("D", (), {"free": 10, "total": 0})
+    )
     with pytest.raises(UsageError, match=r"need .* GiB in .*fewer views \(STORE.VIEWS\)"):
         runs.run(workspace, "LinearProbeDHO", tmp_path / "d", "", options)
 
