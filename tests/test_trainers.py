@@ -235,6 +235,7 @@ def shapes(tmp_path, options: str):
     )
     line += " OPTIM.MAX_EPOCH 3 TRAINER.DHO.STEPS_PER_EPOCH 1 TEST.FINAL_MODEL best_val TRAIN.CHECKPOINT_FREQ 1"
     cfg = cli.build_config(cli.parser().parse_args(f"{line} {options}".split()))
+    set_random_seed(cfg.SEED)
     return TRAINER_REGISTRY.get("LinearProbe")(cfg)
 
 
