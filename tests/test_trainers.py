@@ -11,7 +11,7 @@ import torch
 from dho_plugin import DualHeadLogits, cli, interpolate, precision
 from dho_plugin.classes import ClassList, class_list
 from dho_plugin.errors import UsageError
-from dho_plugin.host import HOST, TRAINER_REGISTRY
+from dho_plugin.host import HOST, TRAINER_REGISTRY, set_random_seed
 from dho_plugin.shifts import load_shifts
 
 OURS = [n for n in TRAINER_REGISTRY.registered_names() if TRAINER_REGISTRY.get(n).__module__.startswith("dho_plugin.")]
