@@ -95,7 +95,7 @@ def settings(cfg: Any) -> dict[str, Any]:
 def write_record(cfg: Any, folder: Path) -> None:
     """Leave the settings in the output folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(yaml.safe_dump(settings(cfg)), encoding="utf-8")
+    write_whole(folder / RECORD, yaml.safe_dump(settings(cfg)))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
