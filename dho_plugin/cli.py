@@ -19,7 +19,7 @@ from .config import CONFIGS, PRESETS, config_file, merge_file, merge_options
 from .datasets import SHIFTS
 from .datasets.drawn import demo_root
 from .datasets.own_files import TABLE
-from .distributed import PeerStopped, is_main, joined
+from .distributed import PeerStopped, agreed, is_main, joined
 from .errors import UsageError, did_you_mean
 from .host import (
     DATASET_REGISTRY,
@@ -33,8 +33,8 @@ from .host import (
 from .manifest import finish, is_transductive, named
 from .predicting import printable
 from .protocol import explain
-from .run_log import open_log
-from .saved import assign, flatten
+from .run_log import LOG, is_over, open_log
+from .saved import assign, check_record, flatten
 from .shifts import Row, evaluate_shifts, load_shifts
 from .stopping import REQUEUE, Stopped, listening, requeue
 from .trainers.section import check_dataset
@@ -318,13 +318,17 @@ def after_stage_one(cfg: Any, args: argparse.Namespace, trainer: str) -> Any:
     """Run stage one in <output>/stage_one, with a log of its own, and return the configuration that starts from it.
 
     It takes its settings from its own file, and the flags and options of the command line except those that say how
-    stage two learns. Run again, it goes on from its own checkpoints.
+    stage two learns. Run again, it goes on from where it was, and one that is over is left alone.
     """
     folder = Path(cfg.RESUME or cfg.OUTPUT_DIR, "stage_one")
     first = stage_one_flags(args, trainer, str(folder))
+    settings = build_config(first)
     print(f"Stage one, {trainer}: boosting prompts in {folder}")
-    with logged(folder):
-        run(build_config(first), first)
+    if agreed(is_main() and (folder / LOG).is_file() and is_over(folder)):
+        check_record(settings, folder)
+    else:
+        with logged(folder):
+            run(settings, first)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TRAINER.CASPL.BOOSTING = str(folder)
@@ -355,9 +359,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Stopped as stop:
-        print(stop, file=sys.stderr)
-        if stop.number == REQUEUE and is_main():
-            print(requeue(), file=sys.stderr)
+        queued = requeue() if stop.number == REQUEUE and is_main() else ""
+        print(*filter(None, (stop, queued)), sep="\n", file=sys.stderr)
         return stop.status
 
 

@@ -16,7 +16,7 @@ _began: dict[Path, int] = {}  # where in a log the lines of this process begin
 
 
 def open_log(folder: Path, *, fresh: bool = False) -> Logger:
-    """Standard output that goes to <folder>/log.txt too; the caller puts it in place.
+    """Standard output that goes to <folder>/log.txt too; the caller puts it in place. Of nested logs the inner has it.
 
     The log of a run that is not over is gone on with. Any other that stands there is kept, and the new one has date and
     time in its name, as Dassl does it.
@@ -26,9 +26,13 @@ def open_log(folder: Path, *, fresh: bool = False) -> Logger:
     """
     path = folder / LOG
     if path.exists() and (fresh or is_over(folder)):
-        return Logger(f"{path}{time.strftime('-%Y-%m-%d-%H-%M-%S')}")
-    begin(folder)
-    return Logger(str(path), append=True)
+        log = Logger(f"{path}{time.strftime('-%Y-%m-%d-%H-%M-%S')}")
+    else:
+        begin(folder)
+        log = Logger(str(path), append=True)
+    if isinstance(log.console, Logger):  # or the result of a stage one would stand in the log of stage two
+        log.console = log.console.console
+    return log
 
 
 def begin(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from .errors import UsageError
 from .host import TRAINER_REGISTRY, cfg_default, load_checkpoint
 from .predicting import printable
+from .sealed import DamagedCheckpoint, write_whole
 from .states import FOLDER as STATE
 
 RECORD = "config.yaml"
+_NUMBERED = re.compile(r"model\.pth\.tar-(\d+)")
 # Settings that may differ between a run and its continuation.
 FREE = (
     "OUTPUT_DIR",
@@ -92,7 +95,7 @@ def settings(cfg: Any) -> dict[str, Any]:
 def write_record(cfg: Any, folder: Path) -> None:
     """Leave the settings in the output folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(yaml.safe_dump(settings(cfg)), encoding="utf-8")
+    write_whole(folder / RECORD, yaml.safe_dump(settings(cfg)))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -114,37 +117,66 @@ def read_record(folder: Path) -> dict[str, Any]:
 def prepare_resume(cfg: Any, names: list[str]) -> None:
     """Check that what lies in the folder to go on from is this very run, and settle on one epoch for all its parts.
 
-    Dassl goes on from any checkpoint that it finds in the output folder, whatever made it.
+    Dassl goes on from any checkpoint that it finds in the output folder, whatever made it, and for each part from its
+    own. Here it is the last epoch whose checkpoints are whole, and those that are not are named.
 
     Args:
         cfg: the run's configuration. names: folders of the parts that are trained.
 
     Raises:
         UsageError: --resume names a folder without checkpoints; the run there had other settings (the keys are named);
-            its parts have no epoch in common.
+            no epoch is whole in all parts.
     """
     folder = Path(cfg.RESUME or cfg.OUTPUT_DIR)
     parts = [folder / name for name in names]
     if (folder / STATE).is_dir():
-        _check_record(cfg, folder)
+        check_record(cfg, folder)
         return
     if not all((part / "checkpoint").is_file() for part in parts):
         if cfg.RESUME:
             raise UsageError(f"nothing to resume in {folder}: expected {[f'{part.name}/checkpoint' for part in parts]}")
         return
-    _check_record(cfg, folder)
-    last = [_epoch((part / "checkpoint").read_text(encoding="utf-8").strip()) for part in parts]
-    if len(set(last)) > 1:  # killed between two writes
-        common = set.intersection(*({_epoch(file.name) for file in part.glob("model.pth.tar-*")} for part in parts))
-        if not common:
-            raise UsageError(
-                f"the parts in {folder} are of different epochs ({last}): delete the folder and start again"
-            )
-        for part in parts:
-            (part / "checkpoint").write_text(f"model.pth.tar-{max(common)}\n", encoding="utf-8")
+    check_record(cfg, folder)
+    problems: list[str] = []
+    last = [part / (part / "checkpoint").read_text(encoding="utf-8").strip() for part in parts]
+    epochs = {_epoch_in(file, problems) for file in last}
+    if len(epochs) <= 1 and not problems:
+        return
+    if not problems:  # killed between two writes
+        problems.append(f"the parts in {folder} are of different epochs ({sorted(epochs)})")
+    for epoch in sorted(set.intersection(*map(_numbered, parts)), reverse=True):
+        files = [part / f"model.pth.tar-{epoch}" for part in parts]
+        if all([_epoch_in(file, problems) == epoch for file in files]):  # a list: each that is damaged is named
+            print(printable(f"{'; '.join(dict.fromkeys(problems))}; going on from epoch {epoch}"))
+            for file in files:
+                write_whole(file.with_name("checkpoint"), f"{file.name}\n")
+            return
+    raise UsageError(
+        f"{'; '.join(dict.fromkeys(problems))}, and no epoch is whole in all of {names}: delete {folder} and start again"
+    )
 
 
-def _check_record(cfg: Any, folder: Path) -> None:
+def _numbered(part: Path) -> set[int]:
+    """The epochs of which a part has a checkpoint, whole or not."""
+    named = (_NUMBERED.fullmatch(file.name) for file in part.glob("model.pth.tar-*"))
+    return {int(name[1]) for name in named if name}
+
+
+def _epoch_in(file: Path, problems: list[str]) -> int | None:
+    """The epoch that a checkpoint is of; None for one that is damaged or missing, which is added to the problems."""
+    try:
+        return load_checkpoint(str(file))["epoch"]
+    except (DamagedCheckpoint, FileNotFoundError) as error:
+        problems.append(str(error))
+        return None
+
+
+def check_record(cfg: Any, folder: Path) -> None:
+    """Check that what lies in a folder, if anything, is a run of these settings; --resume-force lets any other pass.
+
+    Raises:
+        UsageError: it is another; the keys are named.
+    """
     try:
         if (folder / RECORD).is_file():
             check_same_settings(read_record(folder), settings(cfg), folder)
@@ -182,14 +214,14 @@ def _trainer(name: str) -> Any:
     return TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
 
 
-def _epoch(file: str) -> int:
-    return int(file.rpartition("-")[2]) if file.rpartition("-")[2].isdigit() else -1
-
-
 def best_so_far(cfg: Any, names: list[str]) -> float | None:
-    """Validation result of the best model saved so far, which Dassl forgets when it resumes; None for none."""
+    """Validation result of the best model saved so far, which Dassl forgets when it resumes; None for no whole one."""
     path = Path(cfg.RESUME or cfg.OUTPUT_DIR) / (names[0] if names else "-") / "model-best.pth.tar"
-    return load_checkpoint(str(path))["val_result"] if path.is_file() else None
+    try:
+        return load_checkpoint(str(path))["val_result"] if path.is_file() else None
+    except DamagedCheckpoint as error:
+        print(printable(f"{error}; the best model is chosen among the epochs to come"))
+        return None
 
 
 def load_part(path: str, module: nn.Module, state: dict[str, Tensor]) -> None:

@@ -88,9 +88,12 @@ def deaf(_: int = 0) -> None:
 
 
 def requeue() -> str:
-    """Put this Slurm job back into the queue; what to tell people, empty outside of Slurm."""
+    """Put this Slurm job back into the queue; what to tell people, empty outside of Slurm and under submitit.
+
+    submitit puts back its jobs itself, and a job put back twice would be ended as soon as it has begun again.
+    """
     job, scontrol = os.environ.get("SLURM_JOB_ID", ""), shutil.which("scontrol")
-    if not job or scontrol is None:
+    if not job or scontrol is None or "SUBMITIT_EXECUTOR" in os.environ:
         return ""
     again = f"restart {int(os.environ.get('SLURM_RESTART_COUNT') or 0) + 1} of Slurm job {job}"
     done = subprocess.run([scontrol, "requeue", job], capture_output=True, text=True, check=False)

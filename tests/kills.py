@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import children
+import runs
 import torch
 from dho_plugin.trainers import evaluated, resumable, tip_adapter
 
@@ -34,6 +35,12 @@ from dho_plugin import cli, stopping, stored_features
 PHASES = ("step", "save", "in an evaluation", "while STORE.DIR was filled")
 TIMES = re.compile(r" (time|data) \S+ \(\S+\)| eta \S+|Elapsed: .*")
 SECONDS = 100
+# The files of a run, those of its stage one and of its shifted test sets.
+DOCUMENTED = re.compile(
+    r"(stage_one/)?((log\.txt|config\.yaml|manifest\.json|split\.json)|shifts/\w+/log\.txt"
+    r"|\w+/(checkpoint|model-best\.pth\.tar|model\.pth\.tar-\d+|model-(\d+|best)\.safetensors))"
+)
+SAME = ("labeled", "unlabeled", "validation", "test", "interpolation", "view_seed", "skipped", "results")  # of manifests
 
 
 class Kill(NamedTuple):
@@ -103,25 +110,58 @@ def run(words: Sequence[str], kill: Kill | None) -> int:
     return process.exitcode
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """What two runs left that is not the same: names of files, weights bit by bit, the lines of log.txt, results."""
+def differences(one: Path, other: Path, *, logs: bool = True) -> list[str]:
+    """What two runs left that is not the same: names of files, weights bit by bit, what they learned from, results.
+
+    Args:
+        logs: compare log.txt, too, and its results with those of the manifest.
+    """
     found = []
     files = [{str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} for folder in (one, other)]
+    files = [{name for name in names if "events.out.tfevents" not in name} for names in files]
     found += [f"left in one alone: {name}" for name in sorted(files[0] ^ files[1])]
+    found += [f"not documented: {name}" for name in sorted(files[0] | files[1]) if not DOCUMENTED.fullmatch(name)]
     for name in sorted(files[0] & files[1]):
+        pair = (one / name, other / name)
         if "pth.tar" in name:
-            weights = [torch.load(folder / name, weights_only=True) for folder in (one, other)]
-            found += [f"{name}: {key}" for key in unequal(*weights)]
-    logs = [steps_and_results(folder / "log.txt") for folder in (one, other)]
+            found += [f"{name}: {key}" for key in unequal(*(torch.load(file, weights_only=True) for file in pair))]
+        elif name.endswith("manifest.json"):
+            parts = [json.loads(file.read_text()) for file in pair]
+            found += [f"{name}: {key}" for key in SAME if parts[0][key] != parts[1][key]]
+            found += [f"{name}: no results"] * (not parts[0]["results"] or not parts[0]["finished"])
+        elif logs and name.endswith("log.txt"):
+            found += unlike(*pair)
+        elif not name.endswith((".safetensors", "log.txt")) and said(pair[0], one) != said(pair[1], other):
+            found.append(name)
+    return found
+
+
+def said(file: Path, folder: Path) -> str:
+    """What a file says, wherever the folder of its run lies."""
+    return file.read_text().replace(str(folder), "OUTPUT").replace(str(folder.parent), "PARENT")
+
+
+def unlike(one: Path, other: Path) -> list[str]:
+    """What two logs say that is not the same, and what the result parsers do not read once."""
+    logs = [steps_and_results(log.read_text()) for log in (one, other)]
+    found = []
     if logs[0] != logs[1]:
         pairs = [pair for pair in zip(*logs, strict=False) if pair[0] != pair[1]]
-        found.append(f"log.txt: {len(logs[0])} and {len(logs[1])} lines, first {pairs[:1]}")
-    results = [json.loads((folder / "manifest.json").read_text())["results"] for folder in (one, other)]
-    return found + ([f"results {results}"] if results[0] != results[1] or not results[0] else [])
+        found.append(f"{one.name}: {len(logs[0])} and {len(logs[1])} lines, first {pairs[:1]}")
+    for log in (one, other):
+        if log.parent.parent.name == "shifts":
+            continue
+        for end in ("Finish training", "Finished training"):
+            read = runs.read_results(log, end)
+            if log.read_text().splitlines().count(end) != 1 or len(read) != 1:
+                found.append(f"{log}: after {end!r}: {read}")
+    return found
 
 
 def unequal(one: object, other: object, name: str = "") -> list[str]:
     """Entries of nested states that are not equal to the bit."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        one, other = dict(enumerate(one)), dict(enumerate(other))
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
         return [line for key in one for line in unequal(one[key], other[key], f"{name}/{key}")]
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
@@ -129,13 +169,10 @@ def unequal(one: object, other: object, name: str = "") -> list[str]:
     return [] if one == other else [name]
 
 
-def steps_and_results(log: Path) -> list[str]:
+def steps_and_results(log: str) -> list[str]:
     """The lines of a log from the first step on, without times and without what each start says."""
-    kept, lines = [], log.read_text().splitlines()
-    for line in lines:
-        if line.startswith(("epoch [", "Evaluate on", "=> result", "* ", "Finish", "Deploy", "alpha ")):
-            kept.append(TIMES.sub("", line))
-    return kept
+    kept = ("epoch [", "Evaluate on", "=> result", "* ", "Finish", "Deploy", "alpha ")
+    return [TIMES.sub("", line) for line in log.splitlines() if line.startswith(kept)]
 
 
 def campaign(words: Sequence[str], kills: Sequence[Kill], folder: Path) -> tuple[list[str], list[str]]:
@@ -144,12 +181,12 @@ def campaign(words: Sequence[str], kills: Sequence[Kill], folder: Path) -> tuple
     Args:
         words: the command line without its output folder. kills: one after the other, each in a new process.
     """
-    whole, broken = folder / "whole", folder / "broken"
-    assert run([*words, "OUTPUT_DIR", str(whole), "STORE.DIR", str(folder / "one")], None) == 0
-    line = [*words, "OUTPUT_DIR", str(broken), "STORE.DIR", str(folder / "two")]
+    places = [folder / name / "out" for name in ("whole", "broken")]
+    whole, broken = ([*words, "OUTPUT_DIR", str(place), "STORE.DIR", str(place.parent / "store")] for place in places)
+    assert run(whole, None) == 0
     told = []
     for kill in kills:
-        status = run(line, kill)
+        status = run(broken, kill)
         expected = -signal.SIGKILL if kill.number == signal.SIGKILL else 128 + kill.number
         name = signal.Signals(kill.number).name
         if status == 0:
@@ -158,8 +195,8 @@ def campaign(words: Sequence[str], kills: Sequence[Kill], folder: Path) -> tuple
         told.append(f"{name} at {kill.phase} {kill.count}: status {status}")
         assert status == expected, told[-1]
     while status:
-        status = run(line, None)
-    return differences(whole, broken), told
+        status = run(broken, None)
+    return differences(*places), told
 
 
 def drawn(number: int, seed: int, most: int = 8) -> list[Kill]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,14 @@ def run(workspace: Path, trainer: str, output: Path, flags: str = "", options: s
     """Train or evaluate; accuracies by column."""
     args = cli.parser().parse_args(words(workspace, trainer, output, flags, options))
     return cli.run(cli.build_config(args), args)
+
+
+def read_results(log: Path, end_signal: str) -> list[float]:
+    """What the result parsers of CoOp and PromptSRC read: accuracies after their end signal; the last one counts."""
+    ready, found = False, []
+    for line in log.read_text().splitlines():
+        ready = ready or line.strip() == end_signal
+        match = re.search(r"\* accuracy: ([\.\deE+-]+)%", line)
+        if ready and match:
+            found.append(float(match[1]))
+    return found

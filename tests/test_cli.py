@@ -21,17 +21,6 @@ def config(line: str):
     return cli.build_config(cli.parser().parse_args(line.split()))
 
 
-def read_results(log: Path, end_signal: str) -> list[float]:
-    """What the result parsers of CoOp and PromptSRC read: accuracies after their end signal; the last one counts."""
-    ready, found = False, []
-    for line in log.read_text().splitlines():
-        ready = ready or line.strip() == end_signal
-        match = re.search(r"\* accuracy: ([\.\deE+-]+)%", line)
-        if ready and match:
-            found.append(float(match[1]))
-    return found
-
-
 def test_a_whole_run_from_the_command_line(workspace, tmp_path):
     """In a process of its own, in another folder, with a terminal's environment."""
     command = [
@@ -45,10 +34,10 @@ def test_a_whole_run_from_the_command_line(workspace, tmp_path):
     assert header.split() == ["test", "V2", "Sketch", "R", "A"]
     log = tmp_path / "out" / "log.txt"
     for signal in ("Finish training", "Finished training"):
-        assert read_results(log, signal) == [float(numbers.split()[0])]
+        assert runs.read_results(log, signal) == [float(numbers.split()[0])]
     for column, number in zip(header.split()[1:], numbers.split()[1:], strict=True):
         shift_log = tmp_path / "out" / "shifts" / column / "log.txt"
-        assert read_results(shift_log, "=> result") == [float(number)]
+        assert runs.read_results(shift_log, "=> result") == [float(number)]
     assert re.search(r"epoch \[2/2\] batch \[3/3\] time .* data .* loss .* acc .* lr .* eta ", log.read_text())
 
 

@@ -24,6 +24,7 @@ from ..hooks import FeatureTap, GradientJoin, Reading
 from ..host import TrainerX, build_lr_scheduler, build_optimizer
 from ..loaders import BAD_IMAGES, EpochLoader
 from ..manifest import begin, finish, named
+from ..nonfinite import NonFiniteLoss, culprits, message
 from ..pool import check_trainable, copy_policy
 from ..precision import Precision
 from ..predicting import printable
@@ -233,9 +234,17 @@ class AttachedDHO(TrainerX):
         with torch.enable_grad():  # a host may run its frozen encoder without
             kd = self.kd_head(torch.cat(features))
             loss = step_loss(self.cfg, DualHeadLogits(kd, kd), labels, teacher).kd  # the CE part is the host's own
-        self.detect_anomaly(loss)
+        if not torch.isfinite(loss):
+            looked = {"the encoder's features": torch.cat(features), "the KD head's logits": kd}
+            self._kd_explain(batch, loss, {**looked, "the teacher's logits": teacher})
         self.kd_join.add(loss)
         self.kd_loss = loss.item()
+
+    def _kd_explain(self, batch: dict[str, Any], loss: Tensor, looked: dict[str, Tensor]) -> None:
+        """Raise NonFiniteLoss for L_KD, before the host's own step."""
+        where = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}/{self.num_batches}"
+        found = culprits(looked, self.train_loader_x.batches.paths(batch))
+        raise NonFiniteLoss(message({"loss_kd": loss.detach()}, where, found))
 
     @contextmanager
     def _kd_host_alone(self) -> Iterator[None]:

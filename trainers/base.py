@@ -7,6 +7,7 @@ method itself (the control) and, with `DHO` of dho.py mixed in, the method with 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -127,11 +128,13 @@ class MethodTrainer(Resumable):
 
     def build_data_loader(self) -> None:
         cfg = self.cfg
+        self.view_seed = cfg.SEED if cfg.SEED >= 0 else self.random_seed()
+        if cfg.SEED < 0:  # every process of the run, now and when it goes on, draws the same shots
+            random.seed(self.view_seed)
         with main_first():
             dataset = build_labeled_dataset(cfg)
         self.classes = self.test_classes = class_list(dataset)
         self.test_rows: Tensor | None = None
-        self.view_seed = cfg.SEED if cfg.SEED >= 0 else self.random_seed()
         self.student = self.load_student()
         self.dm = DataManager(cfg, dataset, size=self.student.image.size)
         self.train_loader_u = None

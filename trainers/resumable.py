@@ -71,6 +71,10 @@ class Resumable(Evaluated):
     def after_epoch(self) -> None:
         done, frequency = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
         choosing = self.cfg.TEST.FINAL_MODEL == "best_val"
+        saving = done == self.max_epoch or choosing or (frequency > 0 and done % frequency == 0)
+        if saving and not self.states.folder.is_dir():
+            # A run killed behind its first checkpoint would go on from that, without the random states.
+            self.save_state(self.epoch, self.num_batches)
         try:
             if done == self.max_epoch or choosing:
                 self.settle()
@@ -78,7 +82,7 @@ class Resumable(Evaluated):
         except stopping.Stopped:
             self.save_state(self.epoch, self.num_batches)
             raise
-        if done == self.max_epoch or choosing or (frequency > 0 and done % frequency == 0):
+        if saving:
             self.meters = MetricMeter()
             self.save_state(done, 0)
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..adapter import TipAdapterHead
 from ..classes import ClassHead
+from ..embedded.meters import MetricMeter
 from ..errors import UsageError, check_choice
 from ..pool import check_validation, copy_policy
 from ..registration import register_trainer
@@ -140,4 +141,6 @@ class TipAdapter(TipAdapterF):
         if self.start_epoch == 0:
             self.settle()
             self.save_model(self.epoch, self.output_dir)
+            self.num_batches, self.meters = len(self.train_loader_x), MetricMeter()
+            self.save_state(self.max_epoch, 0)  # which knows how far the log goes
         self.after_train()
