@@ -30,6 +30,7 @@ from .host import (
     get_cfg_default,
     set_random_seed,
 )
+from .launch import place
 from .manifest import finish, is_transductive, named
 from .predicting import printable
 from .protocol import explain
@@ -355,9 +356,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Stopped as stop:
-        print(stop, file=sys.stderr)
-        if stop.number == REQUEUE and is_main():
-            print(requeue(), file=sys.stderr)
+        here = place()  # the processes have parted, and each takes itself for the only one
+        if here is None or here.rank == 0:
+            print(stop, file=sys.stderr)
+            if stop.number == REQUEUE:
+                print(requeue(), file=sys.stderr)
         return stop.status
 
 
