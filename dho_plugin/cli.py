@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
+import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -19,7 +19,7 @@ from .config import CONFIGS, PRESETS, config_file, merge_file, merge_options
 from .datasets import SHIFTS
 from .datasets.drawn import demo_root
 from .datasets.own_files import TABLE
-from .distributed import PeerStopped, is_main, joined
+from .distributed import PeerStopped, agreed, is_main, joined
 from .errors import UsageError, did_you_mean
 from .host import (
     DATASET_REGISTRY,
@@ -254,10 +254,7 @@ def run(cfg: Any, args: argparse.Namespace) -> Row:
         build_trainer(cfg)
         load_shifts(cfg, SHIFTS.get(cfg.DATASET.NAME, {}) if args.ood else {})
         cfg = after_stage_one(cfg, args, kind.stage_one)
-    if cfg.SEED >= 0:
-        set_random_seed(cfg.SEED)
-    else:
-        random.seed()
+    set_random_seed(cfg.SEED if cfg.SEED >= 0 else agreed(secrets.randbelow(2**31)))
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     trainer = build_trainer(cfg)
