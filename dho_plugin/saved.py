@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .errors import UsageError
 from .host import TRAINER_REGISTRY, cfg_default, load_checkpoint
 from .predicting import printable
+from .sealed import write_whole
 from .states import FOLDER as STATE
 
 RECORD = "config.yaml"
@@ -92,7 +93,7 @@ def settings(cfg: Any) -> dict[str, Any]:
 def write_record(cfg: Any, folder: Path) -> None:
     """Leave the settings in the output folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(yaml.safe_dump(settings(cfg)), encoding="utf-8")
+    write_whole(folder / RECORD, yaml.safe_dump(settings(cfg)))
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -165,7 +165,8 @@ class MethodTrainer(Resumable):
         self.last_accuracy = math.nan
         check_trainable(dataset, final_model=cfg.TEST.FINAL_MODEL, copies=copy_policy(cfg))
         check_shots(dataset.train_x, cfg.DATASET.NUM_SHOTS, dataset.lab2cname, few=cfg.DATASET.FEW)
-        prepare_resume(cfg, names)
+        with main_first():  # which may write there
+            prepare_resume(cfg, names)
         len(self.train_loader_x)
         if isinstance(self.ce_head, PromptedClassifier):
             with self.precision.autocast():
