@@ -19,7 +19,7 @@ from .config import CONFIGS, PRESETS, config_file, merge_file, merge_options
 from .datasets import SHIFTS
 from .datasets.drawn import demo_root
 from .datasets.own_files import TABLE
-from .distributed import PeerStopped, agreed, is_main, joined
+from .distributed import PeerStopped, agreed, is_main, joined, world_size
 from .errors import UsageError, did_you_mean
 from .host import (
     DATASET_REGISTRY,
@@ -38,6 +38,7 @@ from .run_log import open_log
 from .saved import assign, flatten
 from .shifts import Row, evaluate_shifts, load_shifts
 from .stopping import REQUEUE, Stopped, listening, requeue
+from .trainers.base import MethodTrainer
 from .trainers.section import check_dataset
 from .vlm import find_vlm
 
@@ -161,6 +162,11 @@ def own_data(args: argparse.Namespace) -> tuple[Path, str]:
 
 def _check_wishes(cfg: Any, args: argparse.Namespace) -> None:
     """Refuse what cannot be done before anything is read."""
+    if world_size() > 1 and not issubclass(TRAINER_REGISTRY.get(args.trainer), MethodTrainer):
+        raise UsageError(
+            f"{args.trainer} is no trainer of dho_plugin's own, and {world_size()} processes can share the steps of "
+            "these alone: start it without torchrun"
+        )
     if args.eval_only and not args.model_dir and args.trainer != "ZeroshotCLIP":
         raise UsageError("--eval-only needs --model-dir, the output folder of a training run")
     if args.ood and cfg.DATASET.NAME not in SHIFTS:
