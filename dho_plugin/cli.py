@@ -39,7 +39,7 @@ from .saved import assign, flatten
 from .shifts import Row, evaluate_shifts, load_shifts
 from .stopping import REQUEUE, Stopped, listening, requeue
 from .trainers.base import MethodTrainer
-from .trainers.section import check_dataset
+from .trainers.section import check_dataset, check_parts
 from .vlm import find_vlm
 
 
@@ -167,6 +167,8 @@ def _check_wishes(cfg: Any, args: argparse.Namespace) -> None:
             f"{args.trainer} is no trainer of dho_plugin's own, and {world_size()} processes can share the steps of "
             "these alone: start it without torchrun"
         )
+    if not args.eval_only:
+        check_parts(cfg)
     if args.eval_only and not args.model_dir and args.trainer != "ZeroshotCLIP":
         raise UsageError("--eval-only needs --model-dir, the output folder of a training run")
     if args.ood and cfg.DATASET.NAME not in SHIFTS:
