@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
+import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -19,7 +19,7 @@ from .config import CONFIGS, PRESETS, config_file, merge_file, merge_options
 from .datasets import SHIFTS
 from .datasets.drawn import demo_root
 from .datasets.own_files import TABLE
-from .distributed import PeerStopped, agreed, is_main, joined
+from .distributed import PeerStopped, agreed, is_main, joined, world_size
 from .errors import UsageError, did_you_mean
 from .host import (
     DATASET_REGISTRY,
@@ -30,6 +30,7 @@ from .host import (
     get_cfg_default,
     set_random_seed,
 )
+from .launch import place
 from .manifest import finish, is_transductive, named
 from .predicting import printable
 from .protocol import explain
@@ -37,7 +38,8 @@ from .run_log import LOG, is_over, open_log
 from .saved import assign, check_record, flatten
 from .shifts import Row, evaluate_shifts, load_shifts
 from .stopping import REQUEUE, Stopped, listening, requeue
-from .trainers.section import check_dataset
+from .trainers.base import MethodTrainer
+from .trainers.section import check_dataset, check_parts
 from .vlm import find_vlm
 
 
@@ -160,6 +162,13 @@ def own_data(args: argparse.Namespace) -> tuple[Path, str]:
 
 def _check_wishes(cfg: Any, args: argparse.Namespace) -> None:
     """Refuse what cannot be done before anything is read."""
+    if world_size() > 1 and not issubclass(TRAINER_REGISTRY.get(args.trainer), MethodTrainer):
+        raise UsageError(
+            f"{args.trainer} is no trainer of dho_plugin's own, and {world_size()} processes can share the steps of "
+            "these alone: start it without torchrun"
+        )
+    if not args.eval_only:
+        check_parts(cfg)
     if args.eval_only and not args.model_dir and args.trainer != "ZeroshotCLIP":
         raise UsageError("--eval-only needs --model-dir, the output folder of a training run")
     if args.ood and cfg.DATASET.NAME not in SHIFTS:
@@ -253,10 +262,7 @@ def run(cfg: Any, args: argparse.Namespace) -> Row:
         build_trainer(cfg)
         load_shifts(cfg, SHIFTS.get(cfg.DATASET.NAME, {}) if args.ood else {})
         cfg = after_stage_one(cfg, args, kind.stage_one)
-    if cfg.SEED >= 0:
-        set_random_seed(cfg.SEED)
-    else:
-        random.seed()
+    set_random_seed(cfg.SEED if cfg.SEED >= 0 else agreed(secrets.randbelow(2**31)))
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     trainer = build_trainer(cfg)
@@ -359,8 +365,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Stopped as stop:
-        queued = requeue() if stop.number == REQUEUE and is_main() else ""
-        print(*filter(None, (stop, queued)), sep="\n", file=sys.stderr)
+        here = place()  # the processes have parted, and each takes itself for the only one
+        if here is None or here.rank == 0:
+            queued = requeue() if stop.number == REQUEUE else ""
+            print(*filter(None, (stop, queued)), sep="\n", file=sys.stderr)
         return stop.status
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -230,8 +231,9 @@ def _computed(jobs: Sequence[_Job], views: _Views, workers: int) -> Iterator[Non
     loader = DataLoader(
         views, batch_size=None, sampler=starts, num_workers=min(workers, len(starts)), worker_init_fn=deaf
     )
-    for start, parts in zip(starts, loader, strict=True):
-        check("while STORE.DIR was filled", alone=True)
+    rounds = agreed(len(starts))  # shares differ, and a process that has done its own still asks with the others
+    for start, parts in zip_longest(range(0, rounds * BATCH, BATCH), loader, fillvalue=()):
+        check("while STORE.DIR was filled")
         for rows, batch in parts:
             views.reader.receive(batch, [views.path(row) for row in rows.tolist()])
             for job, images in batch.items():

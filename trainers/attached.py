@@ -22,6 +22,7 @@ from ..errors import UsageError, check_choice
 from ..heads import DualHeadLogits
 from ..hooks import FeatureTap, GradientJoin, Reading
 from ..host import TrainerX, build_lr_scheduler, build_optimizer
+from ..launch import place
 from ..loaders import BAD_IMAGES, EpochLoader
 from ..manifest import begin, finish, named
 from ..nonfinite import NonFiniteLoss, culprits, message
@@ -62,6 +63,11 @@ class AttachedDHO(TrainerX):
     # Data
 
     def check_cfg(self, cfg: Any) -> None:
+        if place() is not None:
+            raise UsageError(
+                f"{type(self).__name__} under torchrun: several processes can share the steps of dho_plugin's own "
+                "trainers alone, since an attached one takes its host's; start it without"
+            )
         super().check_cfg(cfg)
         check_dataset(cfg)
         check_section(cfg)

@@ -122,7 +122,6 @@ class MethodTrainer(Resumable):
         check_choice("INPUT.BAD_IMAGES", cfg.INPUT.BAD_IMAGES, BAD_IMAGES)
         if cfg.MODEL.COMPILE:
             check_choice("MODEL.COMPILE", cfg.MODEL.COMPILE, torch.compiler.list_backends(exclude_tags=()))
-        check_parts(cfg)
         check_choice("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, COUNTS)
         check_choice(f"TRAINER.{self.section}.PREC", cfg.TRAINER[self.section].PREC, PRECISIONS)
 
@@ -166,9 +165,11 @@ class MethodTrainer(Resumable):
         """Say what is wrong with data or output folder before anything else happens."""
         cfg, dataset, names = self.cfg, self.dm.dataset, self.get_model_names()
         self.last_accuracy = math.nan
+        check_parts(cfg)
         check_trainable(dataset, final_model=cfg.TEST.FINAL_MODEL, copies=copy_policy(cfg))
         check_shots(dataset.train_x, cfg.DATASET.NUM_SHOTS, dataset.lab2cname, few=cfg.DATASET.FEW)
-        prepare_resume(cfg, names)
+        with main_first():  # which may write there
+            prepare_resume(cfg, names)
         len(self.train_loader_x)
         if isinstance(self.ce_head, PromptedClassifier):
             with self.precision.autocast():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import run_log, stopping
-from ..distributed import agreed, is_main
+from ..distributed import agreed, gathered, is_main
 from ..embedded.meters import MetricMeter
 from ..embedded.stepping import steps
 from ..errors import UsageError
@@ -59,8 +59,10 @@ class Resumable(Evaluated):
 
     def after_step(self) -> None:
         """Save where it is time to, and stop where that was asked for."""
-        signal, done = agreed(stopping.requested()), self.batch_idx + 1
-        if signal or time.monotonic() - self.saved_at >= 60 * self.cfg.TRAIN.SAVE_MINUTES:
+        due = time.monotonic() - self.saved_at >= 60 * self.cfg.TRAIN.SAVE_MINUTES
+        signal, due = divmod(agreed(2 * stopping.requested() + due), 2)
+        done = self.batch_idx + 1
+        if signal or due:
             self.save_state(self.epoch, done)
         if signal:
             raise stopping.Stopped(signal, f"after epoch {self.epoch + 1}, batch {done}/{self.num_batches}")
@@ -87,7 +89,10 @@ class Resumable(Evaluated):
             self.save_state(done, 0)
 
     def save_state(self, epoch: int, batch: int) -> None:
-        """Leave all that the batches from this one on depend on in <output>/state."""
+        """Leave all that the batches from this one on depend on in <output>/state; for all processes at once."""
+        batches = self.train_loader_x.batches
+        for known in gathered(batches.passed_over()):
+            batches.pass_over(known)
         if is_main():
             self.states.save(self.state(epoch, batch), epoch * self.num_batches + batch)
         self.saved_at = time.monotonic()

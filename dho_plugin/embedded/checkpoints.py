@@ -82,7 +82,7 @@ def _save_weights(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(fpath: str | Path) -> dict[str, Any]:
-    """Load a checkpoint of tensors and plain values, to the CPU where there is no GPU.
+    """Load a checkpoint of tensors and plain values, to the CPU.
 
     Raises:
         FileNotFoundError: no such file.
@@ -93,7 +93,8 @@ def load_checkpoint(fpath: str | Path) -> dict[str, Any]:
         raise ValueError("load_checkpoint: the path is None")
     if not os.path.exists(fpath):
         raise FileNotFoundError(f"no checkpoint file {str(fpath)!r}")
-    return load_tensors(Path(fpath), None if torch.cuda.is_available() else "cpu")
+    # Not to where it was saved from, which is the first GPU for each of several processes.
+    return load_tensors(Path(fpath), "cpu")
 
 
 def convert_trusted_checkpoint(source: str | Path, target: str | Path) -> None:
