@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -232,9 +231,10 @@ def _computed(jobs: Sequence[_Job], views: _Views, workers: int) -> Iterator[Non
         views, batch_size=None, sampler=starts, num_workers=min(workers, len(starts)), worker_init_fn=deaf
     )
     rounds = agreed(len(starts))  # shares differ, and a process that has done its own still asks with the others
-    for start, parts in zip_longest(range(0, rounds * BATCH, BATCH), loader, fillvalue=()):
+    loaded = iter(loader)
+    for start in range(0, rounds * BATCH, BATCH):
         check("while STORE.DIR was filled")
-        for rows, batch in parts:
+        for rows, batch in next(loaded, ()):
             views.reader.receive(batch, [views.path(row) for row in rows.tolist()])
             for job, images in batch.items():
                 jobs[int(job)].reader.add(views.names[rows.numpy()], images)

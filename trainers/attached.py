@@ -56,6 +56,7 @@ class AttachedDHO(TrainerX):
     """Mixed in before a host's trainer. Whatever it adds to the instance is named kd_something."""
 
     kd_encoder = "image_encoder"
+    batch_idx: int
     kd_ce_only = False  # set where a test set has classes that the KD head never saw
     kd_result: Any = None  # what the host's last test() returned
     kd_rows: Tensor | None = None  # the KD head's rows of the dataset at hand, None for all
