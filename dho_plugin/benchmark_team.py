@@ -8,7 +8,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -131,10 +131,10 @@ def _serve(end: Connection, environment: dict[str, str], make: Callable[..., Any
                 end.send((None, getattr(server, method)(*given)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-    except (UsageError, PeerStopped) as error:
-        end.send((type(error), str(error)))
-    except Exception:
-        end.send((RuntimeError, traceback.format_exc()))
+    except Exception as error:
+        plain = isinstance(error, (UsageError, PeerStopped))
+        with suppress(OSError):  # nobody listens any more
+            end.send((type(error), str(error)) if plain else (RuntimeError, traceback.format_exc()))
 
 
 def _free_port() -> int:
