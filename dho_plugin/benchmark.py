@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import benchmark_processes
 from ._version import __version__
 from .benchmark_input import replayed
 from .benchmark_input import rows as input_rows
@@ -37,6 +38,7 @@ from .vlm import feature_width, imagenet_classnames, random_vlm
 
 PARTS = ("text", "steps", "input")
 COMPILE = "compile"  # needs a C++ compiler, and minutes; only when asked for
+PROCESSES = "processes"  # needs two cores and ten minutes; only when asked for
 
 
 class Measured(NamedTuple):
@@ -78,19 +80,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             found.append(measure(row, args.repeats, where_run))
             print(f"  {median(found[-1].ratios):.1f}", file=sys.stderr, flush=True)
             del row
+        shared = list(several(args, Path(folder)))
         lines = list(facts(args, names, bench, Path(folder)))
         if args.picture:
             title = f"A training step of CoOpDHO, {scale.student} from {scale.teacher}, C = {scale.classes}"
             drawn = draw(f"{title}, B = {scale.batch}; {where['device']}", *where_time_goes(bench))
             Path(args.picture).write_text(drawn, encoding="utf-8")
-    print("\n".join(["", markdown(table(found)), *(f"\n{line}" for line, _ in lines)]))
+    tables = [*([table(found)] if found else []), *([benchmark_processes.table(shared)] if shared else [])]
+    print("\n".join(["", "\n\n".join(map(markdown, tables)), *(f"\n{line}" for line, _ in lines)]))
     if args.json:
         kept = {key: value for _, values in lines for key, value in values.items()}
+        kept |= {PROCESSES: benchmark_processes.as_json(shared)} if shared else {}
         Path(args.json).write_text(json.dumps(as_json(where, found, kept), indent=1) + "\n", encoding="utf-8")
+    return complaints([*found, *shared])
+
+
+def complaints(found: Sequence[Measured | benchmark_processes.Shared]) -> int:
+    """Name the rows whose results differ; 1 if there are any."""
     different = [one for one in found if one.difference > one.tolerance]
     for one in different:
         print(f"error: {one.name}: the results differ by more than {one.tolerance:g}", file=sys.stderr)
     return int(bool(different))
+
+
+def several(args: argparse.Namespace, folder: Path) -> Iterator[benchmark_processes.Shared]:
+    """The rows of one process against two, if they were asked for."""
+    if PROCESSES in args.parts:
+        work = benchmark_processes.QUICK if args.quick else benchmark_processes.FULL
+        yield from benchmark_processes.measured(folder / PROCESSES, args.repeats, work, lambda name: args.only in name)
 
 
 def cases(
@@ -141,8 +158,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--parts",
         nargs="+",
         default=PARTS,
-        choices=(*PARTS, COMPILE),
-        help="which rows (default: " + ", ".join(PARTS) + ")",
+        choices=(*PARTS, COMPILE, PROCESSES),
+        help="which rows (default: "
+        + ", ".join(PARTS)
+        + "); processes: one process against two, ten minutes on two cores",
     )
     p.add_argument("--picture", default="", metavar="FILE", help="draw where a step's time goes, as SVG")
     p.add_argument("--only", default="", metavar="WORDS", help="only rows whose name has these words")
@@ -157,6 +176,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UsageError(f"--classes {args.classes}: expected at most {len(imagenet_classnames())}, ImageNet's")
     if args.cuda and not torch.cuda.is_available():
         raise UsageError("--cuda: torch sees no GPU here")
+    if args.cuda and PROCESSES in args.parts:
+        raise UsageError("--cuda --parts processes: two processes need a GPU each; it is measured on the CPU alone")
     for flag in ("json", "picture"):
         folder = Path(getattr(args, flag)).absolute().parent
         if not folder.is_dir():

@@ -6,13 +6,13 @@ step, and all 77 tokens of every prompt run. Learning rates are 0, so that each 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from itertools import count
 from pathlib import Path
-from sys import stderr
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from .benchmark_row import Row
 from .benchmark_text import WholeTowers
 from .cli import build_config, parser
 from .counting import IMAGE, REST, TEACHER, TEXT, by_part
+from .distributed import main_first
 from .host import build_trainer
 from .prompts import PromptedClassifier
 from .trainers.section import teacher_views
@@ -81,19 +82,25 @@ class Bench:
         self.made = 0
 
     def trainer(self, name: str, *, classes: int, batch: int, stored: bool, options: Sequence[str] = ()) -> Any:
+        """A trainer ready for its first step: the peers', or ours with a store. options: see ready."""
+        store = ("STORE.DIR", str(self.folder / "store")) if stored else ()
+        trainer = self.ready(name, classes=classes, batch=batch, options=(*store, *options))
+        return trainer if stored else as_peers(trainer)
+
+    def ready(self, name: str, *, classes: int, batch: int, options: Sequence[str] = ()) -> Any:
         """A trainer ready for its first step; what it prints goes to stderr. options: further KEY VALUE pairs."""
         images, self.made = self.folder / f"images{classes}", self.made + 1
-        if not images.is_dir():
-            write_images(images, classes)
+        with main_first():
+            if not images.is_dir():
+                write_images(images, classes)
         words = [
             *("--trainer", name, "--data", str(images), "--labels-only", "--transforms", "normalize"),
             *("--backbone", f"{self.scale.student}:random", "--teacher", f"{self.scale.teacher}:random"),
             *("--output-dir", str(self.folder / f"run{self.made}"), "DATALOADER.TRAIN_X.BATCH_SIZE", str(batch)),
             *("DATALOADER.NUM_WORKERS", "0", "OPTIM.MAX_EPOCH", "2", "USE_CUDA", str(self.cuda)),
-            *("TRAINER.DHO.STEPS_PER_EPOCH", "2", "STORE.VIEWS", "1"),
+            *("TRAINER.DHO.STEPS_PER_EPOCH", "2", "STORE.VIEWS", "1", *options),
         ]
-        words += [*(["STORE.DIR", str(self.folder / "store")] if stored else []), *options]
-        with redirect_stdout(stderr):
+        with redirect_stdout(sys.stderr):
             cfg = build_config(parser().parse_args(words)).clone()
             cfg.defrost()
             for method in cfg.TRAINER.values():
@@ -106,7 +113,7 @@ class Bench:
         for optimizer in trainer._optims.values():
             for group in optimizer.param_groups if optimizer is not None else ():
                 group["lr"] = 0.0
-        return trainer if stored else as_peers(trainer)
+        return trainer
 
     def pair(self, name: str, classes: int, batch: int) -> tuple[Any, Any]:
         """The peers' trainer and ours."""
@@ -179,7 +186,8 @@ def _nanoseconds(device: torch.device) -> int:
     return time.perf_counter_ns()
 
 
-def _gradients(trainer: Any) -> list[Tensor]:
+def gradients(trainer: Any) -> list[Tensor]:
+    """Of the last step, by every parameter that is trained."""
     parts = trainer.learned().values()
     return [p.grad for part in parts for p in part.parameters() if p.grad is not None]
 
@@ -187,7 +195,7 @@ def _gradients(trainer: Any) -> list[Tensor]:
 def _step(trainer: Any) -> Callable[[], list[Tensor]]:
     def run() -> list[Tensor]:
         loss = trainer.forward_backward(trainer.train_loader_x.batches[0])["loss"]
-        return [loss, *_gradients(trainer)]
+        return [loss, *gradients(trainer)]
 
     return run
 
@@ -214,7 +222,7 @@ def _probe(bench: Bench) -> Iterator[Row]:
     steps = _endless(ours)
 
     def step() -> list[Tensor]:
-        return [ours.forward_backward(next(steps))["loss"], *_gradients(ours)]
+        return [ours.forward_backward(next(steps))["loss"], *gradients(ours)]
 
     yield Row(
         f"{PROBE}, B = {size}, the peers' from {PEERS_BATCH} images",
@@ -254,7 +262,7 @@ def _bare_step(trainer: Any) -> Callable[[], list[Tensor]]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return [loss.detach(), *_gradients(trainer)]
+        return [loss.detach(), *gradients(trainer)]
 
     return run
 
