@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,15 +13,16 @@ from .distributed import world_size
 
 
 class Step(nn.Module):
-    """Losses as a module that owns what they train, and nothing else that would be sent around.
+    """Losses as a module that owns the parameters they train, and nothing else that would be sent around.
 
     Args:
-        losses: a batch -> losses and whatever else. learned: the modules that are trained, by name.
+        losses: a batch -> losses and whatever else. learned: the modules that are trained.
     """
 
-    def __init__(self, losses: Callable[[Any], Any], learned: Mapping[str, nn.Module]) -> None:
+    def __init__(self, losses: Callable[[Any], Any], learned: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.learned = nn.ModuleDict(learned)
+        # Each once, though parts may share some. Buffers are equal in all processes by themselves (batch_norm.py).
+        self.learned = nn.ParameterList(dict.fromkeys(p for module in learned for p in module.parameters()))
         self._losses = losses
 
     def forward(self, batch: Any) -> Any:
@@ -32,10 +33,9 @@ class Step(nn.Module):
         return nullcontext()
 
 
-def joint(losses: Callable[[Any], Any], learned: Mapping[str, nn.Module]) -> Any:
+def joint(losses: Callable[[Any], Any], learned: Iterable[nn.Module]) -> Any:
     """The step of this process, whose gradients are the mean over all processes; called and named as Step."""
     step = Step(losses, learned)
     if world_size() == 1 or not any(parameter.requires_grad for parameter in step.parameters()):
         return step
-    # Buffers are equal already: statistics are those of the whole batch (batch_norm.py).
-    return DistributedDataParallel(step, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(step, gradient_as_bucket_view=True)

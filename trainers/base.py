@@ -278,7 +278,7 @@ class MethodTrainer(Resumable):
     @cached_property
     def joint(self) -> Any:
         """The losses of a batch, with gradients that are the mean over all processes; made at the first step."""
-        return joint(self.losses, self.learned())
+        return joint(self.losses, self.learned().values())
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return self.images(batch), self.labels(batch)
