@@ -152,7 +152,7 @@ def prepare_resume(cfg: Any, names: list[str]) -> None:
                 write_whole(file.with_name("checkpoint"), f"{file.name}\n")
             return
     raise UsageError(
-        f"{'; '.join(dict.fromkeys(problems))}, and no epoch is whole in all of {names}: delete {folder} and start again"
+        f"{'; '.join(dict.fromkeys(problems))}, and no epoch is whole in all of {names}: delete {folder}, start again"
     )
 
 
