@@ -143,7 +143,7 @@ def prepare_resume(cfg: Any, names: list[str]) -> None:
     if len(epochs) <= 1 and not problems:
         return
     if not problems:  # killed between two writes
-        problems.append(f"the parts in {folder} are of different epochs ({sorted(map(str, epochs))})")
+        problems.append(f"the parts in {folder} are of different epochs ({sorted(filter(None, epochs))})")
     for epoch in sorted(set.intersection(*map(_numbered, parts)), reverse=True):
         files = [part / f"model.pth.tar-{epoch}" for part in parts]
         if all([_epoch_in(file, problems) == epoch for file in files]):  # a list: each that is damaged is named
@@ -152,8 +152,7 @@ def prepare_resume(cfg: Any, names: list[str]) -> None:
                 write_whole(file.with_name("checkpoint"), f"{file.name}\n")
             return
     raise UsageError(
-        f"{'; '.join(dict.fromkeys(problems))}, and no epoch is whole in all of {names}: delete {folder} and start "
-        "again"
+        f"{'; '.join(dict.fromkeys(problems))}, and no epoch is whole in all of {names}: delete {folder}, start again"
     )
 
 

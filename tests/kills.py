@@ -40,7 +40,7 @@ DOCUMENTED = re.compile(
     r"(stage_one/)?((log\.txt|config\.yaml|manifest\.json|split\.json)|shifts/\w+/log\.txt"
     r"|\w+/(checkpoint|model-best\.pth\.tar|model\.pth\.tar-\d+|model-(\d+|best)\.safetensors))"
 )
-# Of manifests.
+# What two manifests agree on.
 SAME = ("labeled", "unlabeled", "validation", "test", "interpolation", "view_seed", "skipped", "results")
 
 

@@ -626,8 +626,9 @@ def test_a_nan_loss_stops_before_anything_moves(workspace, tmp_path, monkeypatch
     monkeypatch.setattr(trainer.kd_teacher, "forward", lambda views: teacher(views) * float("nan"))
     with pytest.raises(FloatingPointError) as error:
         trainer.forward_backward(batch)
-    said = f"epoch 1, batch 1/{trainer.num_batches}: loss_kd nan. Not finite: the teacher's"
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(
+        f"epoch 1, batch 1/{trainer.num_batches}: loss_kd nan. Not finite: the teacher's"
+    )
     assert all(path in str(error.value) for path in trainer.train_loader_x.batches.paths(batch)[:5])
     assert equal(before, weights(trainer)) and list(trainer._models) == ["prompt_learner", "kd_head"]
 

@@ -38,6 +38,14 @@ def test_on_a_gpu(monkeypatch, recwarn, asked, capability, name, half, scaled):
     assert said == [] if name == asked else said[0].startswith(f"PREC {asked} needs a GPU of compute capability 8")
 
 
+@pytest.mark.parametrize("asked", ["fp32", "amp", "fp16", "bf16"])
+def test_on_a_cpu_with_one_warning(recwarn, asked):
+    found = Precision(asked, CPU)
+    assert (found.name, found.scaler.is_enabled()) == ("fp32", False)
+    said = [str(warning.message) for warning in recwarn]
+    assert said == [f"PREC {asked} needs a GPU; this run is on the cpu and computes in fp32"] * (asked != "fp32")
+
+
 @pytest.mark.parametrize(
     ("asked", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
 )

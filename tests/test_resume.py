@@ -323,3 +323,40 @@ def test_other_shapes_cannot_be_forced(workspace, interrupted):
 def test_data_of_another_number_of_steps(workspace, interrupted):
     with pytest.raises(UsageError, match="a run of 3 steps an epoch, which would be 2 with the images"):
         runs.run(workspace, "CoOp", interrupted, "--resume-force", "TRAINER.DHO.STEPS_PER_EPOCH 2")
+
+
+# What a kill or a signal leaves of the log and of the steps
+
+
+def test_a_kill_before_the_first_state_begins_anew_in_the_same_log(workspace, tmp_path, monkeypatch):
+    def die(trainer: Resumable) -> None:
+        if trainer.batch_idx == 1:
+            raise ZeroDivisionError
+
+    line = runs.words(workspace, "CoOp", tmp_path)
+    monkeypatch.setattr(Resumable, "after_step", die)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(line)
+    assert (tmp_path / "log.txt").read_text().count("\nepoch [") == 2
+    ask(monkeypatch, 0)
+    assert cli.main(line) == 0
+    assert (tmp_path / "log.txt").read_text().count("\nepoch [") == 2 * STEPS
+    assert not list(tmp_path.glob("log.txt-*")) and not (tmp_path / "state").exists()
+
+
+def test_a_signal_in_an_evaluation_between_epochs_loses_no_step(workspace, own_validation, tmp_path, monkeypatch):
+    ask(monkeypatch, 0)
+    trainer = runs.make(
+        workspace, "LinearProbe", tmp_path / "out", f"--root {own_validation}", "TEST.FINAL_MODEL best_val"
+    )
+    test = trainer.test
+
+    def interrupted(split: str) -> float:
+        monkeypatch.setattr(stopping, "_asked", signal.SIGTERM if trainer.epoch == 1 else 0)
+        return test(split)
+
+    monkeypatch.setattr(trainer, "test", interrupted)
+    with pytest.raises(Stopped, match="in an evaluation"):
+        trainer.train()
+    last = States(tmp_path / "out" / "state").newest()
+    assert (last["epoch"], last["batch"]) == (1, STEPS)

@@ -55,6 +55,7 @@ KD_HEAD = "kd_head"
 class AttachedDHO(TrainerX):
     """Mixed in before a host's trainer. Whatever it adds to the instance is named kd_something."""
 
+    batch_idx: int
     kd_encoder = "image_encoder"
     batch_idx: int
     kd_ce_only = False  # set where a test set has classes that the KD head never saw
