@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -38,4 +39,6 @@ def joint(losses: Callable[[Any], Any], learned: Mapping[str, nn.Module]) -> Any
     if world_size() == 1 or not any(parameter.requires_grad for parameter in step.parameters()):
         return step
     # Buffers are equal already: statistics are those of the whole batch (batch_norm.py).
-    return DistributedDataParallel(step, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 has another name for it, which older ones lack
+        return DistributedDataParallel(step, broadcast_buffers=False, gradient_as_bucket_view=True)
