@@ -57,7 +57,6 @@ class AttachedDHO(TrainerX):
 
     batch_idx: int
     kd_encoder = "image_encoder"
-    batch_idx: int
     kd_ce_only = False  # set where a test set has classes that the KD head never saw
     kd_result: Any = None  # what the host's last test() returned
     kd_rows: Tensor | None = None  # the KD head's rows of the dataset at hand, None for all
