@@ -177,7 +177,7 @@ RUNS = (
           "map_location=map_location, weights_only=True)", "map_location=map_location, weights_only=False)",
           "tests/test_states.py::test_a_state_that_runs_code_is_refused"),
     # Losses that are not finite
-    Guard(19, "no step is taken", "trainers/base.py", "if not finite():", "if False:",
+    Guard(19, "no step is taken", "trainers/stepping.py", "if not finite():", "if False:",
           "tests/test_nonfinite.py::test_a_run_stops_before_the_step"),
     Guard(19, "the teacher is asked too", "trainers/dho.py",
           '"the teacher\'s logits": self.teacher(teacher_views(batch, self.device)),', "",
@@ -185,7 +185,7 @@ RUNS = (
     Guard(19, "images are named", "dho_plugin/nonfinite.py",
           'shown = ", ".join(printable(paths[row]) for row in rows[:SHOWN])', 'shown = ""',
           "tests/test_nonfinite.py::test_a_run_stops_before_the_step"),
-    Guard(19, "parts of a batch by their own", "trainers/base.py", "self.train_loader_x.batches.paths(part))",
+    Guard(19, "parts of a batch by their own", "trainers/stepping.py", "self.train_loader_x.batches.paths(part))",
           "self.train_loader_x.batches.paths(parts[0]))", "tests/test_nonfinite.py::test_a_run_stops_before_the_step"),
     Guard(19, "it is an error for people", "dho_plugin/nonfinite.py",
           "class NonFiniteLoss(UsageError, FloatingPointError)", "class NonFiniteLoss(FloatingPointError)",

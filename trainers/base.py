@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,20 +18,18 @@ from torch import Tensor, nn
 from ..averaging import WeightedAverage
 from ..batch_norm import synchronised
 from ..classes import ClassHead, class_list
-from ..distributed import gathered, is_main, main_first, mean, world_size
+from ..distributed import gathered, is_main, main_first, world_size
 from ..errors import UsageError, check_choice
 from ..heads import build_head
-from ..host import build_lr_scheduler, build_optimizer, compute_accuracy
-from ..joint import joint
+from ..host import build_lr_scheduler, build_optimizer
 from ..labels import build_labeled_dataset
-from ..loaders import BAD_IMAGES, EpochLoader, cut
+from ..loaders import BAD_IMAGES, EpochLoader
 from ..losses import supervised_loss
 from ..manifest import begin, finish, named
-from ..nonfinite import NonFiniteLoss, culprits, message
 from ..packed import pack_of
 from ..pool import check_shots, check_trainable, copy_policy
 from ..precision import CHOICES as PRECISIONS
-from ..precision import Precision, read_later
+from ..precision import Precision
 from ..predicting import printable
 from ..prompts import PromptedClassifier
 from ..saved import flatten, prepare_resume, write_record
@@ -44,14 +40,14 @@ from ..towers import VLM, ImageEncoder
 from ..views import INTERPOLATIONS
 from ..vlm import load_vlm
 from .data import COUNTS, DataManager
-from .resumable import Resumable
 from .section import check_dataset, check_parts, joined, single_prompt
+from .stepping import Stepping
 from .storing import own_features, store_views
 
 ALL_GPUS = "torchrun --nproc_per_node GPUS train.py ..."
 
 
-class MethodTrainer(Resumable):
+class MethodTrainer(Stepping):
     """Trains a base method by cross-entropy on labelled images.
 
     Attributes:
@@ -275,11 +271,6 @@ class MethodTrainer(Resumable):
 
     # Steps
 
-    @cached_property
-    def joint(self) -> Any:
-        """The losses of a batch, with gradients that are the mean over all processes; made at the first step."""
-        return joint(self.losses, self.learned().values())
-
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return self.images(batch), self.labels(batch)
 
@@ -328,50 +319,10 @@ class MethodTrainer(Resumable):
         ce = supervised_loss(logits, labels)
         return {"loss": ce + sum(own.values()), **own}, logits, labels
 
-    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """A step. What it returns stays on the device: a host that reads it only when it prints waits only then.
-
-        Raises:
-            NonFiniteLoss: a loss is not finite; all parameters are as they were.
-        """
-        self.model_zero_grad()
-        parts, seen = cut(batch, self.cfg.TRAIN.ACCUMULATE), []
-        for number, part in enumerate(parts, 1):
-            last = number == len(parts)
-            with nullcontext() if last else self.joint.no_sync():
-                with self.precision.autocast():
-                    losses, logits, labels = self.joint(part)
-                scores = {name: loss.detach() for name, loss in losses.items()}
-                seen.append({**scores, "acc": compute_accuracy(logits.detach(), labels)[0].squeeze()})
-                if last:
-                    summary = mean(averaged(seen))
-                    finite = read_later(torch.isfinite(torch.stack([summary[name] for name in losses])).all())
-                self.precision.backward(losses["loss"] / len(parts))
-        if not finite():
-            self.explain(parts, {name: summary[name] for name in losses})
-        self.precision.update([optimizer for optimizer in self._optims.values() if optimizer is not None])
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-            if self.average is not None:
-                self.average.add(self.epoch)
-                if self.epoch + 1 == self.max_epoch:
-                    self.average.deploy()
-        return summary
-
     def answers_by_image(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """What a step computes of each image of a batch, (n, ...) by what it is called in an error."""
         features = self.features(batch)
         return {"the student's features": features, "the CE head's logits": self.ce_logits(features)}
-
-    @torch.no_grad()
-    def explain(self, parts: Sequence[dict[str, Any]], losses: dict[str, Tensor]) -> None:
-        """Raise NonFiniteLoss for a step; the models look at its images once more."""
-        found = []
-        for part in parts:
-            with self.precision.autocast():
-                found += culprits(self.answers_by_image(part), self.train_loader_x.batches.paths(part))
-        where = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}/{self.num_batches}"
-        raise NonFiniteLoss(message(losses, where, [line for lines in gathered(found) for line in lines]))
 
     def class_logits(self, images: Tensor) -> Tensor:
         """The model as a teacher: normalised images -> logits (N, K) of the dataset's classes, float32."""
@@ -408,8 +359,3 @@ class MethodTrainer(Resumable):
         oracle = (self.interpolated() or {}).get("chosen") == "oracle"
         packed = pack_of(item.impath for item in self.dm.dataset.test or []) is not None
         return ["oracle"] * oracle + ["transductive"] * bool(self.transductive) + ["packed"] * packed
-
-
-def averaged(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean over parts of each of their numbers."""
-    return parts[0] if len(parts) == 1 else {name: torch.stack([p[name] for p in parts]).mean() for name in parts[0]}
