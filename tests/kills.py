@@ -200,13 +200,15 @@ def campaign(words: Sequence[str], kills: Sequence[Kill], folder: Path) -> tuple
     return differences(*places), told
 
 
-def drawn(number: int, seed: int, most: int = 12) -> list[Kill]:
+def drawn(number: int, seed: int) -> list[Kill]:
     """Kills of all phases and both signals, at random counts."""
     draw = random.Random(seed)
     phases = ["while STORE.DIR was filled"] * (number // 5) + ["step"] * (number // 3) + ["save"] * (number // 3)
     phases += ["in an evaluation"] * (number - len(phases))
     signals = [signal.SIGKILL, signal.SIGTERM]
-    return [Kill(phase, draw.randint(1, most), signals[index % 2]) for index, phase in enumerate(phases)]
+    most = {"in an evaluation": 6}  # which has seven batches
+    counts = [draw.randint(1, most.get(phase, 12)) for phase in phases]
+    return [Kill(phase, count, signals[i % 2]) for i, (phase, count) in enumerate(zip(phases, counts, strict=True))]
 
 
 def main(number: int) -> int:
