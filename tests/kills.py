@@ -99,16 +99,20 @@ def run(words: Sequence[str], kill: Kill | None) -> int:
     process.start()
     seen: Counter[str] = Counter()
     until = time.monotonic() + SECONDS
-    while process.is_alive():
-        assert time.monotonic() < until, f"{kill}: still running, seen {seen}"
-        if not ours.poll(0.02):
-            continue
-        phase = ours.recv()
-        seen[phase] += 1
-        if kill is not None and phase == kill.phase and seen[phase] == kill.count:
-            os.kill(process.pid, kill.number)
-        ours.send(None)
-    return process.exitcode
+    try:
+        while process.is_alive():
+            assert time.monotonic() < until, f"{kill}: still running, seen {seen}"
+            if not ours.poll(0.02):
+                continue
+            phase = ours.recv()
+            seen[phase] += 1
+            if kill is not None and phase == kill.phase and seen[phase] == kill.count:
+                os.kill(process.pid, kill.number)
+            ours.send(None)
+        return process.exitcode
+    finally:
+        process.kill()
+        process.join()
 
 
 def differences(one: Path, other: Path, *, logs: bool = True) -> list[str]:

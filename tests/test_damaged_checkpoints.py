@@ -56,6 +56,7 @@ def test_the_newest_is_named_and_the_one_before_is_used_for_all(cfg, run, capsys
     capsys.readouterr()
     prepare_resume(cfg, PARTS)
     said = capsys.readouterr().out
+    assert "tar-7" not in said and "tar-9" not in said
     assert f"{part}/model.pth.tar-3" in said and said.endswith("; going on from epoch 2\n") and said.count("\n") == 1
     assert pointers(run) == ["model.pth.tar-2"] * 2
     prepare_resume(cfg, PARTS)

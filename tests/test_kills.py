@@ -9,6 +9,8 @@ import runs
 from children import fork
 from kills import Kill, campaign
 
+from dho_plugin import cli
+
 KILL, TERM = getattr(signal, "SIGKILL", 0), signal.SIGTERM
 STORING, EVALUATION = "while STORE.DIR was filled", "in an evaluation"
 OPTIONS = "TRAIN.SAVE_MINUTES 0"
@@ -38,12 +40,15 @@ def test_a_run_killed_in_every_phase_ends_as_if_left_alone(workspace, tmp_path):
     assert not found
 
 
-def test_stage_one_goes_on_and_is_done_once(workspace, tmp_path):
+def test_stage_one_goes_on_and_is_done_once(workspace, tmp_path, monkeypatch):
     """Stopped in its second step of six, and killed in the second of stage two; the last finds stage one finished."""
+    monkeypatch.setattr(cli, "STAGE_TWO_ALONE", ("OUTPUT_DIR",))  # it is to be as short as stage two
     kills = [Kill("step", 2, TERM), Kill("step", 6, KILL)]
     found, told = campaign(words(workspace, "CoOpCasPL"), kills, tmp_path)
     assert len(told) == len(kills), told
     assert not found
+    parts = [(tmp_path / "broken" / "out" / part / "log.txt").read_text() for part in ("stage_one", ".")]
+    assert [log.count("\nGoing on in ") for log in parts] == [1, 1]
 
 
 @pytest.mark.parametrize("phase", ["while the cache was filled", EVALUATION])
