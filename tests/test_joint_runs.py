@@ -27,7 +27,7 @@ from dho_plugin.host import TRAINER_REGISTRY, TrainerX
 from dho_plugin.launch import TORCHRUN
 
 SMALL = "OPTIM.MAX_EPOCH 2 TRAINER.DHO.STEPS_PER_EPOCH 2"
-COMPACT = "MODEL.BACKBONE.NAME shufflenet_v2_x0_5 INPUT.SIZE (32,32)"  # random weights, and batch normalisation
+COMPACT = "MODEL.BACKBONE.NAME shufflenet_v2_x0_5 INPUT.SIZE (64,64)"  # random weights, and batch normalisation
 
 
 def line(workspace: Path, trainer: str, output: Path, options: str = "", flags: str = "") -> list[str]:

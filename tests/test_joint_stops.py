@@ -188,7 +188,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_before_the_step(work
     words = line(workspace, "LinearProbe", tmp_path / "broken")
     plan = {"before": (0, 2, TERM)}
     (expected,), _ = processes.run(2, commands, [before], False, partial(told, plan))
-    found = [of[0] for of in processes.run(2, commands, [words], False, partial(poisoned, 3))]
+    found = [of[0] for of in processes.run(2, commands, [words], False, partial(poisoned, 3), seconds=40)]
     assert [of.status for of in found] == [2, 2]
     for of in found:
         assert "epoch 2, batch 1/2: loss nan" in of.said
