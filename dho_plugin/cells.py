@@ -130,10 +130,9 @@ def finished(cell: Cell) -> Outcome | None:
         UsageError: the cell cannot be configured; or its folder holds the result of other settings.
     """
     cfg, _ = configure(cell)
-    path = cell.folder / RESULT
-    if not path.is_file():
+    result = read_result(cell.folder)
+    if not result:
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
     check_same_settings(result["settings"], settings(cfg), cell.folder)
     if result.get("after") != started_from(cell):
         return None  # the trainer then says whether what it started from is still the same
@@ -142,9 +141,9 @@ def finished(cell: Cell) -> Outcome | None:
 
 def started_from(cell: Cell) -> str | None:
     """What tells the result of the cell that this one waits for from that of another run; None for none."""
-    if cell.after is None or not (cell.after / RESULT).is_file():
+    result = read_result(cell.after) if cell.after is not None else {}
+    if not result:
         return None
-    result = json.loads((cell.after / RESULT).read_text(encoding="utf-8"))
     return hashlib.sha256(json.dumps([result["settings"], result["accuracies"]]).encode()).hexdigest()
 
 
@@ -156,8 +155,15 @@ def environment(cfg: Any) -> str:
 
 def made_by(cells: Iterable[Cell]) -> list[str]:
     """The environments that finished cells were run in, which need not be the one at hand."""
-    files = [cell.folder / RESULT for cell in cells]
-    return sorted({json.loads(file.read_text(encoding="utf-8"))["made_by"] for file in files if file.is_file()})
+    return sorted({result["made_by"] for result in (read_result(cell.folder) for cell in cells) if result})
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What a cell has left; empty where it has left none, or half of one, which is no mark of its end."""
+    try:
+        return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def run_cell(cell: Cell, threads: int) -> Outcome:

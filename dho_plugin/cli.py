@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import secrets
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -356,7 +357,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of train.py; returns the exit status, 2 for a mistake that the user can mend, and see Stopped."""
     args = parser().parse_args(argv)
     try:
-        with listening(), joined():
+        # Joining may wait for ever for processes that never come, where nothing asks for a flag.
+        with joined(), listening():
             return _main(args)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -364,6 +366,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PeerStopped as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped at once; the same command goes on from what was last saved", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Stopped as stop:
         here = place()  # the processes have parted, and each takes itself for the only one
         if here is None or here.rank == 0:

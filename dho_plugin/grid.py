@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +12,7 @@ import torch
 
 from . import cli, sweep
 from .by_shots import Block, Job, Planned, column, enter, publish
-from .cells import RESULT, Cell, Method, Outcome, configure, finished, plan
+from .cells import Cell, Method, Outcome, configure, finished, plan, read_result
 from .errors import UsageError
 from .grid_display import LiveTable, Place
 from .saved import check_same_settings, read_record, settings
@@ -135,12 +134,8 @@ def display(planned: Sequence[Planned], slots: int) -> Display:
     if not sys.stdout.isatty():
         return Lines(len(cells), starts=True)
     places = {e.cell.folder: Place(f"{e.places[0][0]} {e.cell.method.row}", e.places[0][1]) for e in planned}
-    results = {cell.folder: cell.folder / RESULT for cell in cells}
-    took = {
-        folder: json.loads(file.read_text(encoding="utf-8"))["seconds"]
-        for folder, file in results.items()
-        if file.is_file()
-    }
+    results = {cell.folder: read_result(cell.folder) for cell in cells}
+    took = {folder: result["seconds"] for folder, result in results.items() if result}
     return LiveTable(cells, places, slots, took)
 
 

@@ -25,17 +25,27 @@ from .sealed import write_whole
 from .split_record import below, digest, write_split
 
 MANIFEST = "manifest.json"
+OPEN: Mapping[str, Any] = {"interpolation": None, "finished": None, "skipped": [], "results": None}  # until the end
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "pillow", "numpy")
 
 
 def begin(
-    cfg: Any, dataset: Any, batches: Any, *, teacher: Any = None, teacher_name: str = "", seed: int, resumed: bool
+    cfg: Any,
+    dataset: Any,
+    batches: Any,
+    *,
+    teacher: Any = None,
+    teacher_name: str = "",
+    seed: int,
+    before: Path | None,
+    over: bool,
 ) -> bool:
     """Write the manifest of a run that starts or goes on.
 
     Args:
         dataset: the run's Dassl dataset. batches: its StepBatches. teacher: the loaded teacher, None for none.
-        seed: of order and views. resumed: the run goes on from a checkpoint; its start stays what it was.
+        seed: of order and views. before: folder of the run that it goes on from, whose start stays what it was; None
+            for a new one. over: no step is left; what stands there of its end does so until it is evaluated again.
 
     Raises:
         UsageError: a run that goes on, with other images than it began with.
@@ -51,15 +61,15 @@ def begin(
     transductive = _seen_test(cfg, shared["test & unlabeled"]) or bool(taught and taught.get("transductive"))
     validation = validation_part(dataset, root, cfg.DATASET.NUM_SHOTS)
     print(validation_line(validation))
-    if is_main():
-        write_split(folder, dataset, root)
-    before = read(folder) if resumed else {}
+    earlier = read(before) if before is not None else {}
     images = {
         "labeled": labeled_part(dataset.train_x, root),
         "unlabeled": images_part(((path, -1) for path in pool), root),
     }
-    if before and not cfg.TRAIN.RESUME_FORCE:
-        check_same_images(before, images, folder)
+    if earlier and not cfg.TRAIN.RESUME_FORCE:
+        check_same_images(earlier, images, folder)
+    if is_main():
+        write_split(folder, dataset, root)
     now = {"time": _now(), "command": sys.argv}
     write(
         folder,
@@ -70,7 +80,6 @@ def begin(
             "in_two_sets": shared,
             "packed": packed,
             "transductive": transductive,
-            "interpolation": None,
             "teacher": taught,
             "student": {
                 "name": cfg.MODEL.BACKBONE.NAME,
@@ -79,11 +88,9 @@ def begin(
             "view_seed": seed,
             "host": HOST,
             "versions": versions(),
-            "started": before.get("started", now),
-            "resumed": [*before.get("resumed", []), now] if before else [],
-            "finished": None,
-            "skipped": [],
-            "results": None,
+            "started": earlier.get("started", now),
+            "resumed": [*earlier.get("resumed", []), now] if earlier else [],
+            **{name: earlier[name] if over and name in earlier else value for name, value in OPEN.items()},
         },
     )
     return transductive
@@ -111,9 +118,16 @@ def finish(folder: Path, **parts: Any) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """A run's manifest; empty if it left none."""
+    """A run's manifest; empty if it left none.
+
+    Raises:
+        UsageError: something else stands there.
+    """
     path = folder / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UsageError(f"{path} is no manifest of a run ({error}): delete it to go on without it") from error
 
 
 def write(folder: Path, manifest: Mapping[str, Any]) -> None:

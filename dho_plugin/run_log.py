@@ -45,7 +45,7 @@ def is_over(folder: Path) -> bool:
     """Whether the run that left a log has come to its end."""
     manifest = read(folder)
     if manifest:
-        return manifest["finished"] is not None and not (folder / STATE).is_dir()
+        return manifest["finished"] is not None and not any((folder / STATE).glob("step-*.pt"))
     return "\nFinish training\n" in (folder / LOG).read_text(encoding="utf-8", errors="replace")
 
 

@@ -98,6 +98,15 @@ def write_record(cfg: Any, folder: Path) -> None:
     write_whole(folder / RECORD, yaml.safe_dump(settings(cfg)))
 
 
+def resume_folder(cfg: Any) -> Path:
+    """Where to go on from: --resume, until a run that came from there has left something in its own folder."""
+    own = Path(cfg.OUTPUT_DIR)
+    left = any(own.glob(f"{STATE}/step-*.pt")) or any(own.glob("*/checkpoint"))
+    if not cfg.RESUME or (left and read_record(own).get("RESUME") == cfg.RESUME):
+        return own
+    return Path(cfg.RESUME)
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """The settings that a run left in its output folder; empty if it left none.
 
@@ -127,7 +136,7 @@ def prepare_resume(cfg: Any, names: list[str]) -> None:
         UsageError: --resume names a folder without checkpoints; the run there had other settings (the keys are named);
             no epoch is whole in all parts.
     """
-    folder = Path(cfg.RESUME or cfg.OUTPUT_DIR)
+    folder = resume_folder(cfg)
     parts = [folder / name for name in names]
     if (folder / STATE).is_dir():
         check_record(cfg, folder)
@@ -216,7 +225,7 @@ def _trainer(name: str) -> Any:
 
 def best_so_far(cfg: Any, names: list[str]) -> float | None:
     """Validation result of the best model saved so far, which Dassl forgets when it resumes; None for no whole one."""
-    path = Path(cfg.RESUME or cfg.OUTPUT_DIR) / (names[0] if names else "-") / "model-best.pth.tar"
+    path = resume_folder(cfg) / (names[0] if names else "-") / "model-best.pth.tar"
     try:
         return load_checkpoint(str(path))["val_result"] if path.is_file() else None
     except DamagedCheckpoint as error:

@@ -123,6 +123,8 @@ def test_finished_cells_are_skipped_by_their_mark_alone(trained, tmp_path, capsy
     assert command(words) == 0 and len(trained.done) == 2
     (two.folder / RESULT).unlink()
     assert command(words) == 0 and trained.done[2:] == [("LinearProbe", "shapes", 1, 2)]
+    (one.folder / RESULT).write_text((one.folder / RESULT).read_text()[:60])  # half of a mark is none
+    assert command(words) == 0 and trained.done[3:] == [("LinearProbe", "shapes", 1, 1)]
     assert (one.folder / LOG).read_text().startswith("epoch [1/5]\n")
     assert "shapes, 1-shot, LinearProbe, seed 2: started" in capsys.readouterr().out
 

@@ -228,3 +228,9 @@ def test_a_run_does_not_go_on_with_other_images(workspace, tmp_path):
     with pytest.raises(UsageError, match="of now are others"):
         runs.run(there, "LinearProbeDHO", tmp_path / "a")
     runs.run(there, "LinearProbeDHO", tmp_path / "a", "--resume-force")
+
+
+def test_half_a_manifest_is_named(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"labeled": ')
+    with pytest.raises(UsageError, match=r"manifest\.json is no manifest"):
+        manifest.read(tmp_path)

@@ -7,7 +7,8 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -360,3 +361,79 @@ def test_a_signal_in_an_evaluation_between_epochs_loses_no_step(workspace, own_v
         trainer.train()
     last = States(tmp_path / "out" / "state").newest()
     assert (last["epoch"], last["batch"]) == (1, STEPS)
+
+
+def test_a_run_from_another_folder_goes_on_in_its_own(workspace, tmp_path, monkeypatch, capsys):
+    """Killed and started again by the same command, it does not begin again in the folder that it came from."""
+    options = "TEST.NO_TEST True OPTIM.MAX_EPOCH 3"
+    runs.make(workspace, "LinearProbe", tmp_path / "whole", "", options).train()
+    capsys.readouterr()
+    folders = (("old", ""), ("new", f"--resume {tmp_path / 'old'}"))
+    for step, (folder, flags) in zip((2, 5), folders, strict=True):
+        ask(monkeypatch, step)
+        with pytest.raises(Stopped):
+            runs.make(workspace, "LinearProbe", tmp_path / folder, flags, options).train()
+    ask(monkeypatch, 0)
+    capsys.readouterr()
+    runs.make(workspace, "LinearProbe", tmp_path / "new", folders[1][1], options).train()
+    steps = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch [")]
+    assert len(steps) == 3 * STEPS - 5
+    files = [torch.load(tmp_path / name / "ce_head/model.pth.tar-3", weights_only=True) for name in ("whole", "new")]
+    assert kills.unequal(*files) == []
+    assert manifest.read(tmp_path / "new")["started"] == manifest.read(tmp_path / "old")["started"]
+    assert len(manifest.read(tmp_path / "new")["resumed"]) == 2
+
+
+def test_other_images_are_refused_before_anything_is_written(workspace, tmp_path, monkeypatch):
+    ask(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        runs.make(workspace, "LinearProbe", tmp_path / "out").train()
+    record = manifest.read(tmp_path / "out")
+    record["labeled"]["sha256"] = "others"
+    manifest.write(tmp_path / "out", record)
+    (tmp_path / "out" / "split.json").write_text("as it was")
+    for folder, flags in (("out", ""), ("new", f"--resume {tmp_path / 'out'}")):
+        with pytest.raises(UsageError, match="labeled images"):
+            runs.make(workspace, "LinearProbe", tmp_path / folder, flags).train()
+    assert (tmp_path / "out" / "split.json").read_text() == "as it was"
+
+
+def test_an_evaluation_of_a_finished_run_that_is_stopped_leaves_it_finished(workspace, tmp_path, monkeypatch):
+    line = runs.words(workspace, "LinearProbe", tmp_path / "out")
+    assert cli.main(line) == 0
+    log, record = (tmp_path / "out" / "log.txt").read_text(), manifest.read(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping, "requested", lambda: signal.SIGTERM)
+        assert cli.main(line) == 128 + signal.SIGTERM
+    stopped = manifest.read(tmp_path / "out")
+    assert {name: stopped[name] for name in manifest.OPEN} == {name: record[name] for name in manifest.OPEN}
+    assert cli.main(line) == 0
+    assert (tmp_path / "out" / "log.txt").read_text() == log
+
+
+def test_a_state_of_another_trainer_is_named(workspace, tmp_path, monkeypatch):
+    ask(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        runs.make(workspace, "CoOp", tmp_path / "out").train()
+    with pytest.raises(UsageError, match="saved by another trainer"):
+        runs.make(workspace, "LinearProbe", tmp_path / "out", "--resume-force").train()
+
+
+def test_processes_that_wait_for_others_die_of_a_signal(monkeypatch):
+    """Joining is a call that no flag interrupts: while it lasts, signals do what they do without us."""
+    heard = []
+
+    @contextmanager
+    def joined() -> Iterator[None]:
+        heard.append(signal.getsignal(signal.SIGTERM))
+        yield
+
+    def run(_: Any) -> int:
+        heard.append(signal.getsignal(signal.SIGTERM))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "joined", joined)
+    monkeypatch.setattr(cli, "_main", run)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main([]) == 130
+    assert heard[0] is before and heard[1] is not before

@@ -19,14 +19,16 @@ def another_process(monkeypatch) -> None:
     monkeypatch.setattr(run_log, "_began", {})
 
 
-def write(folder: Path, text: str, finished: str | None = "", state: bool = False) -> Path:
-    """A run's log; with a manifest where `finished` says so ("" for none)."""
+def write(folder: Path, text: str, finished: str | None = "", state: bool | None = None) -> Path:
+    """A run's log; with a manifest where `finished` says so ("" for none), and a folder of states, empty for False."""
     log = folder / "log.txt"
     log.write_text(text)
     if finished != "":
         (folder / "manifest.json").write_text(json.dumps({"finished": finished}))
-    if state:
+    if state is not None:
         (folder / FOLDER).mkdir()
+    if state:
+        (folder / FOLDER / "step-000000001.pt").touch()
     return log
 
 
@@ -41,8 +43,8 @@ def say(folder: Path, *lines: str, cut: int | None = None, fresh: bool = False) 
 
 @pytest.mark.parametrize(
     ("finished", "state", "over"),
-    [("now", False, True), ("now", True, False), (None, False, False), ("", False, True)],
-    ids=["finished", "its states still there", "begun", "of an older version"],
+    [("now", None, True), ("now", True, False), ("now", False, True), (None, None, False), ("", None, True)],
+    ids=["finished", "its states still there", "killed while they went", "begun", "of an older version"],
 )
 def test_a_finished_runs_log_is_kept_and_another_is_gone_on_with(tmp_path, finished, state, over):
     log = write(tmp_path, ENDED, finished, state)

@@ -29,7 +29,7 @@ from ..nonfinite import NonFiniteLoss, culprits, message
 from ..pool import check_trainable, copy_policy
 from ..precision import Precision
 from ..predicting import printable
-from ..saved import best_so_far, prepare_resume, read_checkpoint, write_record
+from ..saved import best_so_far, prepare_resume, read_checkpoint, resume_folder, write_record
 from ..stopping import check
 from ..teachers import Teacher
 from ..views import INTERPOLATIONS
@@ -158,6 +158,7 @@ class AttachedDHO(TrainerX):
     def before_train(self) -> None:
         check_trainable(self.dm.dataset, final_model=self.cfg.TEST.FINAL_MODEL, copies=copy_policy(self.cfg))
         prepare_resume(self.cfg, self.get_model_names())
+        before = resume_folder(self.cfg)
         len(self.train_loader_x)  # a missing teacher or image is said before anything else happens
         super().before_train()
         best = best_so_far(self.cfg, self.get_model_names()) if self.start_epoch else None
@@ -172,8 +173,12 @@ class AttachedDHO(TrainerX):
             teacher=self.kd_teacher,
             teacher_name=self.cfg.TRAINER.DHO.TEACHER.NAME,
             seed=self.kd_seed,
-            resumed=self.start_epoch > 0,
+            before=before if self.start_epoch else None,
+            over=self.start_epoch >= self.max_epoch and before == Path(self.cfg.OUTPUT_DIR),
         )
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        return super().resume_model_if_exist(str(resume_folder(self.cfg)))
 
     def after_train(self) -> None:
         super().after_train()

@@ -32,7 +32,7 @@ from ..precision import CHOICES as PRECISIONS
 from ..precision import Precision
 from ..predicting import printable
 from ..prompts import PromptedClassifier
-from ..saved import flatten, prepare_resume, write_record
+from ..saved import flatten, prepare_resume, resume_folder, write_record
 from ..stored_features import StoredFeatures
 from ..text_memory import plan
 from ..tome import TokenMergingVLM
@@ -170,6 +170,7 @@ class MethodTrainer(Stepping):
         if isinstance(self.ce_head, PromptedClassifier):
             with self.precision.autocast():
                 print(plan(self.ce_head, cfg.MODEL.TEXT_CHUNK, self.device))
+        before = resume_folder(cfg)
         super().before_train()
         if is_main():
             write_record(cfg, Path(cfg.OUTPUT_DIR))
@@ -180,7 +181,8 @@ class MethodTrainer(Stepping):
             teacher=self.taught_by(),
             teacher_name=flatten(cfg).get(self.teacher_key, ""),
             seed=self.view_seed,
-            resumed=self.resumed,
+            before=before if self.resumed else None,
+            over=self.start_epoch >= self.max_epoch and before == Path(cfg.OUTPUT_DIR),
         )
         if cfg.STORE.DIR:
             store_views(self)

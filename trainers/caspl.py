@@ -15,7 +15,7 @@ from ..errors import UsageError, check_choice
 from ..losses import distillation_loss
 from ..prompts import PromptedClassifier, PromptLearner
 from ..registration import register_trainer
-from ..saved import read_checkpoint, read_record
+from ..saved import read_checkpoint, read_record, resume_folder
 from ..teachers import Teacher, ZeroShotTeacher
 from ..towers import ImageEncoder
 from ..vlm import load_vlm
@@ -153,7 +153,7 @@ class Cascade(MethodTrainer):
                 "no boosting prompts: run --trainer CasPL on this dataset and give its output folder as "
                 "TRAINER.CASPL.BOOSTING (train.py does both stages by itself)"
             )
-        folder = Path(self.cfg.RESUME or self.cfg.OUTPUT_DIR)
+        folder = resume_folder(self.cfg)
         if (folder / BOOSTING / "checkpoint").is_file():
             there, here = read_checkpoint(folder, BOOSTING, None)["state_dict"], self.boosted.boosting.state_dict()
             if there.keys() != here.keys() or any(not torch.equal(there[k], here[k].cpu()) for k in here):

@@ -14,7 +14,7 @@ from ..embedded.meters import MetricMeter
 from ..embedded.stepping import steps
 from ..errors import UsageError
 from ..manifest import read
-from ..saved import best_so_far, load_part
+from ..saved import best_so_far, load_part, resume_folder
 from ..states import FOLDER, States, random_states, restore_random_states
 from .evaluated import Evaluated
 
@@ -38,7 +38,7 @@ class Resumable(Evaluated):
 
     def random_seed(self) -> int:
         """That of the run in the folder to go on with, else a new one, the same in all processes."""
-        before = read(Path(self.cfg.RESUME or self.cfg.OUTPUT_DIR))
+        before = read(resume_folder(self.cfg))
         return before["view_seed"] if before else agreed(secrets.randbelow(2**31))
 
     def before_train(self) -> None:
@@ -126,7 +126,12 @@ class Resumable(Evaluated):
         }
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """Go on from the newest whole state of a run, else from its checkpoints as Dassl does; return the epoch."""
+        """Go on from the newest whole state of a run, else from its checkpoints as Dassl does; return the epoch.
+
+        Args:
+            directory: what the host takes for the run's folder; see resume_folder.
+        """
+        directory = str(resume_folder(self.cfg)) if directory == self.cfg.RESUME else directory
         own = Path(directory).absolute() == Path(self.cfg.OUTPUT_DIR).absolute()
         state = States(Path(directory, FOLDER)).newest()
         if state is not None:
@@ -157,7 +162,7 @@ class Resumable(Evaluated):
                 f"{len(self.train_loader_x)} with the images that are there now: choose another --output-dir"
             )
         for name, module in self._models.items():
-            load_part(f"{directory}/state", module, state["models"][name])
+            load_part(f"{directory}/state", module, state["models"].get(name, {}))
         for parts, kind in ((self._optims, "optimizers"), (self._scheds, "schedulers")):
             for name, part in parts.items():
                 if part is not None:
