@@ -72,6 +72,7 @@ def listening() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _asked = 0  # what runs next in this process was not asked to stop
 
 
 def _listening() -> bool:
