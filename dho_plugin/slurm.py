@@ -14,6 +14,7 @@ from typing import Any
 
 from .cells import Cell, Outcome, finished
 from .errors import UsageError
+from .sealed import write_whole
 
 JOB = "job.json"
 # submitit's own choice is USR2, which train.py does not know.
@@ -172,9 +173,7 @@ def read_record(cell: Cell) -> dict[str, str]:
 
 def write_record(cell: Cell, cluster: str, job_id: str, folder: Path) -> None:
     """Leave in the cell's folder which job has it."""
-    part = cell.folder / f"{JOB}.part"
-    part.write_text(json.dumps({"cluster": cluster, "id": job_id, "folder": str(folder)}) + "\n", encoding="utf-8")
-    part.replace(cell.folder / JOB)
+    write_whole(cell.folder / JOB, json.dumps({"cluster": cluster, "id": job_id, "folder": str(folder)}) + "\n")
 
 
 def parameters(args: Any) -> dict[str, Any]:

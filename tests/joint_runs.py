@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import kills
 import torch
-from dho_plugin.trainers import base, caspl, section, student
+from dho_plugin.trainers import base, caspl, section, stepping, student
 from open_clip.transformer import LayerNormFp32
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -101,7 +101,7 @@ def watching() -> Iterator[tuple[list[Any], list[dict[str, float]]]]:
 @contextmanager
 def sharing(counted: list[None] | None) -> Iterator[None]:
     """Note within this context each time that the processes share gradients; None for not looking."""
-    joint = base.joint
+    joint = stepping.joint
 
     def watched(*args: Any) -> Any:
         step = joint(*args)
@@ -109,11 +109,11 @@ def sharing(counted: list[None] | None) -> Iterator[None]:
             step.register_comm_hook(None, lambda _, bucket: (counted.append(None), allreduce_hook(None, bucket))[1])
         return step
 
-    base.joint = joint if counted is None else watched
+    stepping.joint = joint if counted is None else watched
     try:
         yield
     finally:
-        base.joint = joint
+        stepping.joint = joint
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:

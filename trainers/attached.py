@@ -72,6 +72,8 @@ class AttachedDHO(TrainerX):
         super().check_cfg(cfg)
         check_dataset(cfg)
         check_section(cfg)
+        if cfg.TRAIN.ACCUMULATE != 1:
+            raise UsageError("TRAIN.ACCUMULATE: an attached trainer's step is its host's, leave it at 1")
         if cfg.STORE.DIR:
             raise UsageError("STORE.DIR: an attached trainer shows its teacher every view, leave it empty")
         if cfg.TRAINER.DHO.CHOOSE != "fixed":
