@@ -19,6 +19,7 @@ from .distributed import agreed
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 REQUEUE = getattr(signal, "SIGUSR1", None)  # asks for the job to be put back into the queue as well
+LAST_SECONDS = 20  # of a loader's worker that was told to end
 _asked = 0  # the signal that has come, 0 for none
 
 
@@ -86,6 +87,8 @@ def deaf(_: int = 0) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    # Python ends a worker that is left over by SIGTERM, and waits for it: it stays as long as a step may take.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LAST_SECONDS))
 
 
 def requeue() -> str:

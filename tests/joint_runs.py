@@ -167,7 +167,7 @@ def files(folder: Path) -> list[str]:
 
 def log(folder: Path) -> list[str]:
     """The lines of steps and results, without times."""
-    return kills.steps_and_results(folder / "log.txt")
+    return kills.steps_and_results((folder / "log.txt").read_text())
 
 
 def manifest(folder: Path) -> dict[str, Any]:
