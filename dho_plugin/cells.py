@@ -180,7 +180,7 @@ def run_cell(cell: Cell, threads: int) -> Outcome:
                 accuracies = cli.run(cfg, args)
         except Stopped as stop:
             print(stop)
-            raise SystemExit(stop.status) from None  # which ends the worker, and not the cell
+            raise SystemExit(stop.status) from None  # not an outcome: the cell is not through
         except UsageError as error:
             print(f"error: {printable(str(error))}")
             return Outcome(cell, {}, f"error: {error}")
