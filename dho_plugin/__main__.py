@@ -23,6 +23,8 @@ COMMANDS = {
     "costs": "measure what the second head costs at inference, and what merging tokens saves",
 }
 
+TABLES = ("demo", "table13", "students", "grid", "ablations")
+
 
 def main(argv: list[str]) -> int:
     """Hand over to a command; 2 for a mistake that the user can mend."""
@@ -36,7 +38,9 @@ def main(argv: list[str]) -> int:
             raise UsageError(
                 f"unknown command {argv[0]!r}: expected one of {list(COMMANDS)}.{did_you_mean(argv[0], COMMANDS)}"
             )
-        return importlib.import_module(f".{argv[0].replace('-', '_')}", __package__).main(argv[1:])
+        name = argv[0].replace("-", "_")
+        place = ".tables" if name in TABLES else ""
+        return importlib.import_module(f"{place}.{name}", __package__).main(argv[1:])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,7 +22,7 @@ from .errors import UsageError
 from .heads import HEAD_KINDS
 from .measuring import Student, build_student, macs_of_merging, measure_heads, measure_merging, sizes, smallest_r
 from .precision import Precision
-from .report import Table, comma_separated, latex, markdown
+from .tables.summary import Table, comma_separated, latex, markdown
 
 STUDENTS = ("resnet18", "mobilenet_v2", "resnet50", "ViT-B/16")
 FORMATS: dict[str, Callable[[Table], str]] = {"markdown": markdown, "latex": latex, "csv": comma_separated}

@@ -7,7 +7,7 @@ from statistics import median
 from typing import NamedTuple
 
 from .measuring import Ratio, Size, Timing, ratio
-from .report import Table
+from .tables.summary import Table
 
 SHARE = 0.0025  # of the backbone's time, for the second head; Table 7: at most 0.24 %
 SAVING, SPEEDUP = 0.25, 1.25  # FLOPs saved by merging, and times as many images a second; Table 9: 25.4 %, 1.33

@@ -20,8 +20,8 @@ from .labels import build_labeled_dataset
 from .pool import check_shots, check_trainable, check_validation, copy_policy
 from .precision import Precision
 from .predicting import printable
-from .report import Table, markdown
 from .runs import is_run
+from .tables.summary import Table, markdown
 from .teacher_advice import BINS, COARSE, Advice, Examination, advise, error_sentences, examine, percent
 from .teachers import find_teacher
 from .trainers.data import DataManager

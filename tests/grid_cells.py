@@ -13,8 +13,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-from dho_plugin import cells, cli, grid, sweep
+from dho_plugin import cli
 from dho_plugin.__main__ import main
+from dho_plugin.tables import cells, grid, sweep
 
 
 def train(folder: str, cfg, args) -> dict[str, float]:

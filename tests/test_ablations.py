@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import runs
 
-from dho_plugin import ablations, cli, sweep
+from dho_plugin import cli
 from dho_plugin.__main__ import main as command
-from dho_plugin.ablations import (
+from dho_plugin.runs import load_run
+from dho_plugin.tables import ablations, sweep
+from dho_plugin.tables.ablations import (
     ALIGNED,
     ALL,
     CE_HEAD,
@@ -25,9 +27,8 @@ from dho_plugin.ablations import (
     TABLE_15,
     TUNED,
 )
-from dho_plugin.report import NO_PAPER
-from dho_plugin.runs import load_run
-from dho_plugin.students_rows import clip_teacher
+from dho_plugin.tables.students_rows import clip_teacher
+from dho_plugin.tables.summary import NO_PAPER
 
 DHO = "DHO"
 

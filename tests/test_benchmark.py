@@ -8,9 +8,10 @@ import pytest
 import tiny
 import torch
 
-from dho_plugin import benchmark, benchmark_text
-from dho_plugin.benchmark_row import Row, difference
-from dho_plugin.benchmark_text import memory, rows, whole_prompts
+from dho_plugin import benchmark
+from dho_plugin.benchmark import text as benchmark_text
+from dho_plugin.benchmark.row import Row, difference
+from dho_plugin.benchmark.text import memory, rows, whole_prompts
 from dho_plugin.errors import UsageError
 from dho_plugin.vlm import imagenet_classnames, load_vlm
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torchvision import transforms as T
 
-from dho_plugin import benchmark, benchmark_input
-from dho_plugin.benchmark_input import Files, authors, cut, normalised, ours, read, replayed, rows, two_decodes
-from dho_plugin.benchmark_row import Row, difference
+from dho_plugin import benchmark
+from dho_plugin.benchmark import input as benchmark_input
+from dho_plugin.benchmark.input import Files, authors, cut, normalised, ours, read, replayed, rows, two_decodes
+from dho_plugin.benchmark.row import Row, difference
 from dho_plugin.views import View
 
 HOW = benchmark_input.HOW

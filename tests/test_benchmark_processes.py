@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from dho_plugin import benchmark, benchmark_processes
-from dho_plugin.benchmark_processes import QUICK, Shared, Time, Worker, compared, measure, rows, table
-from dho_plugin.benchmark_steps import Bench
-from dho_plugin.benchmark_team import Team
+from dho_plugin import benchmark
+from dho_plugin.benchmark import processes as benchmark_processes
+from dho_plugin.benchmark.processes import QUICK, Shared, Time, Worker, compared, measure, rows, table
+from dho_plugin.benchmark.steps import Bench
+from dho_plugin.benchmark.team import Team
 from dho_plugin.distributed import agreed, rank, world_size
 from dho_plugin.errors import UsageError
 

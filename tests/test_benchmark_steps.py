@@ -10,10 +10,10 @@ import tiny
 import torch
 
 from dho_plugin import vlm
-from dho_plugin.benchmark_picture import COLOURS, draw
-from dho_plugin.benchmark_row import difference
-from dho_plugin.benchmark_steps import Bench, Scale, rows, where_time_goes
-from dho_plugin.benchmark_text import WholeTowers
+from dho_plugin.benchmark.picture import COLOURS, draw
+from dho_plugin.benchmark.row import difference
+from dho_plugin.benchmark.steps import Bench, Scale, rows, where_time_goes
+from dho_plugin.benchmark.text import WholeTowers
 from dho_plugin.stored_teacher import StoredTeacher
 
 SCALE = Scale("ViT-B/32", "ViT-B/16", classes=3, batch=2, probe=(5, 6))

@@ -14,17 +14,17 @@ import torch
 
 from dho_plugin import estimate
 from dho_plugin.classes import ClassList
-from dho_plugin.counting import PARTS, count_step
 from dho_plugin.datasets.catalogue import PUBLISHED
 from dho_plugin.errors import UsageError
+from dho_plugin.estimate.counting import PARTS, count_step
+from dho_plugin.estimate.imagined import LABELED, imagined
+from dho_plugin.estimate.weightless import MEMORY, Shape, empty, weightless
 from dho_plugin.host import DATASET_REGISTRY, TRAINER_REGISTRY, build_dataset
-from dho_plugin.imagined import LABELED, imagined
 from dho_plugin.measuring import counted_flops
 from dho_plugin.prompts import PromptLearner
 from dho_plugin.saved import read_checkpoint
 from dho_plugin.text_memory import kept_bytes
 from dho_plugin.vlm import imagenet_classnames, random_vlm, untrained
-from dho_plugin.weightless import MEMORY, Shape, empty, weightless
 
 BATCH = "DATALOADER.TRAIN_X.BATCH_SIZE 5"  # others than those of the tests' other runs
 
@@ -233,7 +233,7 @@ def test_coop_on_imagenet_without_its_images(capsys, monkeypatch, tmp_path):
     said = capsys.readouterr()
     assert "by published numbers: they are not here" in said.out and "the loader is the limit" in said.out
     assert "no image is decoded" in said.out and "counting a step" in said.err
-    assert DATASET_REGISTRY.get("ImageNet").__module__ != "dho_plugin.imagined"
+    assert DATASET_REGISTRY.get("ImageNet").__module__ != "dho_plugin.estimate.imagined"
 
 
 def test_stage_two_is_counted_behind_what_stage_one_would_learn(workspace):

@@ -22,14 +22,15 @@ import pytest
 import runs
 import yaml
 
-from dho_plugin import cli, grid, slurm, sweep
+from dho_plugin import cli
 from dho_plugin.__main__ import main as command
-from dho_plugin.cells import LOG, RESULT, Cell, Method, Outcome, run_cell
 from dho_plugin.errors import UsageError
-from dho_plugin.grid import local_slots, parse, plan_grid
-from dho_plugin.grid_display import FINISHED, RUNNING, LiveTable, Place, State, headline, remaining, table
-from dho_plugin.slurm import JOB, CellJob, minutes
-from dho_plugin.workers import visible_devices
+from dho_plugin.tables import grid, slurm, sweep
+from dho_plugin.tables.cells import LOG, RESULT, Cell, Method, Outcome, run_cell
+from dho_plugin.tables.grid import local_slots, parse, plan_grid
+from dho_plugin.tables.grid_display import FINISHED, RUNNING, LiveTable, Place, State, headline, remaining, table
+from dho_plugin.tables.slurm import JOB, CellJob, minutes
+from dho_plugin.tables.workers import visible_devices
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--trainers", "LinearProbe", "--datasets", "shapes", "--shots", "1", "--seeds", "1,2"]

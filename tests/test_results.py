@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dho_plugin import ablations, students, table13
+from dho_plugin.tables import ablations, students, table13
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = sorted((ROOT / "scripts" / "results").glob("table13_*.md"))

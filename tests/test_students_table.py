@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import runs
 
-from dho_plugin import by_shots, cli, students, sweep
+from dho_plugin import cli
 from dho_plugin.__main__ import main as command
-from dho_plugin.by_shots import Block, Job, enter, plan_blocks, section
-from dho_plugin.cells import LOG, Method, Outcome
 from dho_plugin.errors import UsageError
 from dho_plugin.host import TRAINER_REGISTRY
-from dho_plugin.report import Record
-from dho_plugin.students_rows import (
+from dho_plugin.tables import by_shots, students, sweep
+from dho_plugin.tables.by_shots import Block, Job, enter, plan_blocks, section
+from dho_plugin.tables.cells import LOG, Method, Outcome
+from dho_plugin.tables.students_rows import (
     DHO_F,
     FEW_SHOT,
     KINDS,
@@ -28,6 +28,7 @@ from dho_plugin.students_rows import (
     rows,
     trained_teacher,
 )
+from dho_plugin.tables.summary import Record
 
 DHO = "DHO"
 

@@ -11,10 +11,11 @@ import pytest
 import runs
 import torch
 
-from dho_plugin import cli, sweep
-from dho_plugin.cells import LOG, RESULT, Method, Outcome, cell_folder, finished, made_by, plan, run_cell
+from dho_plugin import cli
 from dho_plugin.errors import UsageError
-from dho_plugin.sweep import check_request, report_failures
+from dho_plugin.tables import sweep
+from dho_plugin.tables.cells import LOG, RESULT, Method, Outcome, cell_folder, finished, made_by, plan, run_cell
+from dho_plugin.tables.sweep import check_request, report_failures
 
 FLAGS = ("--dataset", "shapes")
 ZERO_SHOT = Method("zero-shot", ("--trainer", "ZeroshotCLIP"), seeded=False)

@@ -9,14 +9,25 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from dho_plugin import cli, sweep, table13
+from dho_plugin import cli
 from dho_plugin.__main__ import main as command
-from dho_plugin.cells import LOG, Method, plan
 from dho_plugin.errors import UsageError
 from dho_plugin.host import TRAINER_REGISTRY
-from dho_plugin.report import Paper, Record
-from dho_plugin.table13 import Sheet, chosen, labels, parse, vit_layers
-from dho_plugin.table13_rows import PAPER, STAGE_ONE, STUDENT, TAKEN, TEACHER, comparisons, footnotes, paper_rows, rows
+from dho_plugin.tables import sweep, table13
+from dho_plugin.tables.cells import LOG, Method, plan
+from dho_plugin.tables.summary import Paper, Record
+from dho_plugin.tables.table13 import Sheet, chosen, labels, parse, vit_layers
+from dho_plugin.tables.table13_rows import (
+    PAPER,
+    STAGE_ONE,
+    STUDENT,
+    TAKEN,
+    TEACHER,
+    comparisons,
+    footnotes,
+    paper_rows,
+    rows,
+)
 
 
 def line(method) -> str:

@@ -20,20 +20,20 @@ from typing import Any
 
 import torch
 
-from . import cli, precision
-from .backbones import TIMM, find_backbone
+from .. import cli, precision
+from ..backbones import TIMM, find_backbone
+from ..errors import UsageError
+from ..host import TRAINER_REGISTRY, build_trainer, save_checkpoint, set_random_seed
+from ..loaders import ViewSource, cut
+from ..prompts import PromptedClassifier
+from ..runs import is_run
+from ..saved import assign, flatten
+from ..text_memory import AUTO, SHARE
+from ..vlm import untrained
+from .costs import GPU, GPUS, cost_on, flops_of, memory_of, run_of, store_of
 from .counting import TEXT, Step, count_step, count_whole_text
-from .errors import UsageError
-from .estimate_costs import GPU, GPUS, cost_on, flops_of, memory_of, run_of, store_of
-from .estimate_text import report
-from .host import TRAINER_REGISTRY, build_trainer, save_checkpoint, set_random_seed
 from .imagined import can_imagine, imagined, is_there
-from .loaders import ViewSource, cut
-from .prompts import PromptedClassifier
-from .runs import is_run
-from .saved import assign, flatten
-from .text_memory import AUTO, SHARE
-from .vlm import untrained
+from .text import report
 from .weightless import empty, weightless
 
 

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 
-from . import cli, sweep
+from .. import cli
+from ..errors import UsageError
+from ..saved import check_same_settings, read_record, settings
+from . import sweep
 from .by_shots import Block, Job, Planned, column, enter, publish
 from .cells import Cell, Method, Outcome, configure, finished, plan, read_result
-from .errors import UsageError
+from .command import check_options, check_training_sets, command_lines, leading_names, leading_numbers, parts, words
 from .grid_display import LiveTable, Place
-from .saved import check_same_settings, read_record, settings
 from .slurm import Queue, parameters
 from .sweep import Display, Lines, Slot, check_request, default_jobs, finish, report_failures
-from .tables import check_options, check_training_sets, command_lines, leading_names, leading_numbers, parts, words
 from .workers import visible_devices
 
 TAKEN = ("SEED", "OUTPUT_DIR", "RESUME", "DATASET.NAME", "DATASET.ROOT", "DATASET.NUM_SHOTS", "TRAINER.NAME")

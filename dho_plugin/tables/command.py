@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from . import report
+from ..datasets import SHIFTS
+from ..errors import UsageError
+from ..host import cfg_default
+from ..labels import build_labeled_dataset
+from ..pool import check_trainable, copy_policy
+from ..saved import flatten
+from ..shifts import load_shifts
+from . import summary
 from .cells import Cell, Method, configure
-from .datasets import SHIFTS
-from .errors import UsageError
-from .host import cfg_default
-from .labels import build_labeled_dataset
-from .pool import check_trainable, copy_policy
-from .report import Record
-from .saved import flatten
-from .shifts import load_shifts
+from .summary import Record
 from .sweep import default_jobs
 
 
@@ -119,13 +119,13 @@ def star(records: Iterable[Record]) -> str:
     seeds = len({record.seed for record in records})
     if seeds < 2:
         return "One seed has no standard error, so that no difference is marked."
-    chance = 100 * report.chance_of_a_star(seeds)
+    chance = 100 * summary.chance_of_a_star(seeds)
     return f"`*` marks more than two of them; over {seeds} seeds noise alone earns it in {chance:.0f} % of cases."
 
 
 def short_of(records: Sequence[Record], pairs: Sequence[tuple[str, str]], columns: Sequence[str]) -> list[str]:
     """Paragraphs that name each cell in which a DHO row is not clearly above its rival; none for no pairs."""
-    short = report.not_beaten(records, pairs, columns)
+    short = summary.not_beaten(records, pairs, columns)
     if short:
         said = "DHO rows that are not above what they are compared with by more than two standard errors:"
         return [said, "\n".join(f"* {line}" for line in short)]

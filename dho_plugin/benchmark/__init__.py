@@ -19,22 +19,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import benchmark_processes
-from ._version import __version__
-from .benchmark_input import replayed
-from .benchmark_input import rows as input_rows
-from .benchmark_picture import draw
-from .benchmark_row import Row, difference
-from .benchmark_steps import FULL, ON_GPU, QUICK, Bench, compiled_rows, where_time_goes
-from .benchmark_steps import rows as step_rows
-from .benchmark_text import Memory, memory
-from .benchmark_text import rows as text_rows
-from .errors import UsageError
-from .measuring import timed
-from .report import Table, markdown
-from .store import bytes_of_view
-from .text_memory import GIB
-from .vlm import feature_width, imagenet_classnames, random_vlm
+from .._version import __version__
+from ..errors import UsageError
+from ..measuring import timed
+from ..store import bytes_of_view
+from ..tables.summary import Table, markdown
+from ..text_memory import GIB
+from ..vlm import feature_width, imagenet_classnames, random_vlm
+from . import processes as benchmark_processes
+from .input import replayed
+from .input import rows as input_rows
+from .picture import draw
+from .row import Row, difference
+from .steps import FULL, ON_GPU, QUICK, Bench, compiled_rows, where_time_goes
+from .steps import rows as step_rows
+from .text import Memory, memory
+from .text import rows as text_rows
 
 PARTS = ("text", "steps", "input")
 COMPILE = "compile"  # needs a C++ compiler, and minutes; only when asked for

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .measuring import counted_flops
-from .prompts import PromptedClassifier
-from .teachers import ZeroShotTeacher
-from .vlm import open_clips_activation
+from ..measuring import counted_flops
+from ..prompts import PromptedClassifier
+from ..teachers import ZeroShotTeacher
+from ..vlm import open_clips_activation
 from .weightless import MEMORY, storage_of
 
 TEACHER, IMAGE, REFERENCE, TEXT, REST = "teacher", "image", "reference", "text", "rest"

@@ -9,21 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import report
+from ..errors import UsageError
+from . import summary
 from .cells import Cell, Method, Outcome, finished, folder_name, made_by, plan
-from .errors import UsageError
-from .report import NO_PAPER, Paper, Record, Table
+from .command import check_data, check_options, command_lines, leading_numbers, short_of, star, table_parser, write
+from .summary import NO_PAPER, Paper, Record, Table
 from .sweep import check_request, entered, finish, report_failures
-from .tables import (
-    check_data,
-    check_options,
-    command_lines,
-    leading_numbers,
-    short_of,
-    star,
-    table_parser,
-    write,
-)
 
 # What a flag of these commands, and not an option, gives to the rows.
 TAKEN = (
@@ -154,7 +145,7 @@ def enter(planned: Sequence[Planned], outcomes: Sequence[Outcome], seeds: Sequen
 
 def results(block: Block, records: Sequence[Record], columns: Sequence[str]) -> Table:
     """Our accuracies in a block, and the paper's beside them."""
-    return report.results_table(records, [method.row for method in block.methods], columns, block.paper)
+    return summary.results_table(records, [method.row for method in block.methods], columns, block.paper)
 
 
 def section(block: Block, records: Sequence[Record], columns: Sequence[str]) -> list[str]:
@@ -162,11 +153,11 @@ def section(block: Block, records: Sequence[Record], columns: Sequence[str]) -> 
     pairs, claims = block.present(block.pairs), block.present(block.claims)
     paragraphs = [f"## {block.heading}"] if block.heading else []
     spread = "± is the sample deviation over seeds; rows whose run has no seed have none."
-    paragraphs += [*block.notes, report.markdown(results(block, records, columns)), spread]
+    paragraphs += [*block.notes, summary.markdown(results(block, records, columns)), spread]
     if pairs:
         own = ", the paper's own is in parentheses" if block.paper.columns else ""
         meaning = f"± is the standard error of the paired difference{own}. {star(records)}"
-        paragraphs += [report.markdown(report.differences_table(records, pairs, columns, block.paper)), meaning]
+        paragraphs += [summary.markdown(summary.differences_table(records, pairs, columns, block.paper)), meaning]
     return [*paragraphs, *verdict(records, claims, columns)]
 
 
@@ -174,7 +165,7 @@ def verdict(records: Sequence[Record], claims: Sequence[tuple[str, str]], column
     """Counts of wins, ties and losses, and the cells that are no wins; nothing is counted over a single seed."""
     if not claims or len({record.seed for record in records}) < 2:
         return []
-    wins, ties, losses = report.tally(records, claims, columns)
+    wins, ties, losses = summary.tally(records, claims, columns)
     rows = " and ".join(dict.fromkeys(row for row, _ in claims))
     counted = f"Of {wins + ties + losses} cells (a rival at a number of shots), {rows} wins {wins}, ties {ties} and "
     return [f"{counted}loses {losses}; a tie is within two standard errors.", *short_of(records, claims, columns)]
@@ -191,7 +182,7 @@ def details(job: Job, records: Records) -> Table:
             for method in block.methods
             for control in ([other for row, other in pairs if row == method.row] or [""])
         ]
-        header, found = report.details_table(records[block.name], rows, job.columns(), block.paper)
+        header, found = summary.details_table(records[block.name], rows, job.columns(), block.paper)
         lines += [(block.name, *line) for line in found]
     return Table(("block", *header), tuple(lines))
 
@@ -201,13 +192,13 @@ def texts(job: Job, records: Records, document: str) -> dict[str, str]:
     columns = job.columns()
     objects = [{"block": block.name, **record._asdict()} for block in job.blocks for record in records[block.name]]
     tabulars = [
-        (f"% {block.heading}\n" if block.heading else "") + report.latex(results(block, records[block.name], columns))
+        (f"% {block.heading}\n" if block.heading else "") + summary.latex(results(block, records[block.name], columns))
         for block in job.blocks
     ]
     return {
         "md": f"{document}\n",
         "tex": "\n\n".join(tabulars) + "\n",
-        "csv": report.comma_separated(details(job, records)),
+        "csv": summary.comma_separated(details(job, records)),
         "json": json.dumps(objects, indent=1) + "\n",
     }
 

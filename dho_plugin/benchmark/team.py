@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from .distributed import PeerStopped, joined
-from .errors import UsageError
+from ..distributed import PeerStopped, joined
+from ..errors import UsageError
 
 FORKED = "forkserver" in multiprocessing.get_all_start_methods()  # one process imports for all
 SLOW = ["torch.distributed", "torch.nn.parallel", "dho_plugin.cli"]  # to import

@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..datasets.drawn import demo_root
+from ..datasets.shapes_tree import build_shapes_tree
 from .cells import Method, plan
-from .datasets.drawn import demo_root
-from .datasets.shapes_tree import build_shapes_tree
-from .report import differences_table, markdown, results_table, write_json
+from .summary import differences_table, markdown, results_table, write_json
 from .sweep import check_request, default_jobs, report_failures, sweep
 
 COLUMNS = ("test", "V2", "Sketch", "R", "A")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from . import cli
+from .. import cli
+from ..errors import UsageError, check_choice
 from .by_shots import Block, Job, Planned, column, plan_blocks, read, run_job, shots_parser
 from .cells import AFTER, Method
-from .errors import UsageError, check_choice
-from .report import NO_PAPER, Paper
+from .command import chosen, leading_names, words
 from .students import STUDENT, find_models
 from .students_rows import DHO, KINDS, SHOTS, Teacher, interpolated
-from .tables import chosen, leading_names, words
+from .summary import NO_PAPER, Paper
 
 # Table 5, 1 % of ImageNet's labels. Of its two rows between, 78.5 and 78.6, the text that we have lost the marks.
 NEITHER, CE_INIT, KD_INIT, INIT = "neither", "init., CE head", "init., KD head", "init., both"

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .datasets.catalogue import PUBLISHED
-from .datasets.imagenet import class_range, listed_item, packaged_names
-from .datasets.lists import read_lines
-from .errors import UsageError, did_you_mean
-from .host import DATASET_REGISTRY, DatasetBase
-from .labels import DRAWS, LISTS
-from .split_record import read_labeled
+from ..datasets.catalogue import PUBLISHED
+from ..datasets.imagenet import class_range, listed_item, packaged_names
+from ..datasets.lists import read_lines
+from ..errors import UsageError, did_you_mean
+from ..host import DATASET_REGISTRY, DatasetBase
+from ..labels import DRAWS, LISTS
+from ..split_record import read_labeled
 
 # Images in the public lists and draws of labels.py, which are ImageNet's.
 LABELED = {"simclr-1": 12_811, "simclr-10": 128_116, "authors-1": 13_000, "authors-10": 128_286}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .stopping import SIGNALS
+from ..stopping import SIGNALS
 
 DEVICES = "CUDA_VISIBLE_DEVICES"
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .benchmark_row import Row
-from .classes import ClassList
-from .layers import run_blocks
-from .prompts import PromptedClassifier, PromptLearner
-from .text_memory import AUTO, GIB, kept_bytes, plan
-from .towers import VLM
-from .vlm import open_clips_activation
+from ..classes import ClassList
+from ..layers import run_blocks
+from ..prompts import PromptedClassifier, PromptLearner
+from ..text_memory import AUTO, GIB, kept_bytes, plan
+from ..towers import VLM
+from ..vlm import open_clips_activation
+from .row import Row
 
 
 class Memory(NamedTuple):

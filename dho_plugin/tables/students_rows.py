@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .cells import AFTER, Method
-from .report import Paper
+from .summary import Paper
 
 RIVALS = ("CE", "KD", "KDFeature", "CEKD", "CEKDFeature", "SSKD", "DHKD")  # each row is named after its trainer
 DHO, DHO_F = "DHO", "DHO-F"

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..loaders import ViewSource
+from ..store import bytes_of_view
+from ..teachers import ZeroShotTeacher
 from .counting import IMAGE, PARTS, REFERENCE, TEACHER, TEXT, Step, Text, weights
-from .loaders import ViewSource
-from .store import bytes_of_view
-from .teachers import ZeroShotTeacher
 from .weightless import storage_of
 
 DECODE_MS, DECODE_TWO_MS = 4.4, 11.8  # CPU time of a student's view, and of views of two sizes; one core, indicative

@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .benchmark_input import SIZE, Files
-from .benchmark_row import Row, difference
-from .benchmark_steps import Bench, Scale, gradients
-from .benchmark_team import Team
-from .contents import Contents
-from .distributed import agreed, main_first, share
-from .precision import Precision
-from .report import Table
-from .stored_features import Part, StoredFeatures, prepare
-from .text_memory import GIB
-from .vlm import random_vlm
+from ..contents import Contents
+from ..distributed import agreed, main_first, share
+from ..precision import Precision
+from ..stored_features import Part, StoredFeatures, prepare
+from ..tables.summary import Table
+from ..text_memory import GIB
+from ..vlm import random_vlm
+from .input import SIZE, Files
+from .row import Row, difference
+from .steps import Bench, Scale, gradients
+from .team import Team
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4  # of a loss, an answer, or all gradients together, relative: other partial sums in float32

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import report, table13_rows
+from ..datasets import SHIFTS
+from ..errors import UsageError
+from ..vlm import find_vlm, load_vlm
+from . import summary, table13_rows
 from .cells import Cell, Method, configure, finished, made_by, plan
-from .datasets import SHIFTS
-from .errors import UsageError
-from .report import Paper, Record, Table
-from .sweep import check_request, report_failures, sweep
-from .tables import (
+from .command import (
     check_data,
     check_options,
     chosen,
@@ -26,7 +25,8 @@ from .tables import (
     words,
     write,
 )
-from .vlm import find_vlm, load_vlm
+from .summary import Paper, Record, Table
+from .sweep import check_request, report_failures, sweep
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -74,7 +74,7 @@ class Sheet(NamedTuple):
 
     def results(self) -> Table:
         """Our accuracies, and the paper's beside them."""
-        return report.results_table(self.records, [method.row for method in self.methods], self.columns, self.paper)
+        return summary.results_table(self.records, [method.row for method in self.methods], self.columns, self.paper)
 
     def document(self, preface: Sequence[str]) -> str:
         """Markdown: what was run, both tables, and where DHO did not win."""
@@ -83,9 +83,9 @@ class Sheet(NamedTuple):
         marked = star(self.records)
         paragraphs = [
             *preface,
-            report.markdown(self.results()),
+            summary.markdown(self.results()),
             "± is the sample deviation over seeds; zero-shot rows have no seed.",
-            report.markdown(report.differences_table(self.records, pairs, self.columns, self.paper)),
+            summary.markdown(summary.differences_table(self.records, pairs, self.columns, self.paper)),
             f"± is the standard error of the paired difference, the paper's own is in parentheses. {marked}",
             *short_of(self.records, dho, self.columns),
         ]
@@ -94,10 +94,10 @@ class Sheet(NamedTuple):
     def write(self, folder: Path, document: str) -> None:
         """Leave table13.md, .tex, .csv and .json in the folder."""
         rows = [(method.row, method.control) for method in self.methods]
-        details = report.details_table(self.records, rows, self.columns, self.paper)
-        texts = {"md": f"{document}\n", "tex": f"{report.latex(self.results())}\n"}
-        write(folder, "table13", {**texts, "csv": report.comma_separated(details)})
-        report.write_json(self.records, folder / "table13.json")
+        details = summary.details_table(self.records, rows, self.columns, self.paper)
+        texts = {"md": f"{document}\n", "tex": f"{summary.latex(self.results())}\n"}
+        write(folder, "table13", {**texts, "csv": summary.comma_separated(details)})
+        summary.write_json(self.records, folder / "table13.json")
 
 
 class Job(NamedTuple):
@@ -165,5 +165,5 @@ def main(argv: Sequence[str]) -> int:
     if args.table:
         Path(args.table).write_text(f"{text}\n", encoding="utf-8")
     if args.json:
-        report.write_json(records, args.json)
+        summary.write_json(records, args.json)
     return report_failures(failed)

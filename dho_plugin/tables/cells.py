@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import cli
-from ._version import __version__
-from .errors import UsageError
-from .predicting import printable
-from .run_log import LOG, begin
-from .saved import check_same_settings, settings
-from .sealed import write_whole
-from .shifts import Row
-from .stopping import Stopped, listening
+from .. import cli
+from .._version import __version__
+from ..errors import UsageError
+from ..predicting import printable
+from ..run_log import LOG, begin
+from ..saved import check_same_settings, settings
+from ..sealed import write_whole
+from ..shifts import Row
+from ..stopping import Stopped, listening
 
 RESULT = "result.json"
 AFTER = "{after}"

@@ -6,15 +6,15 @@ import argparse
 from collections.abc import Sequence
 from statistics import mean
 
-from . import report, students_rows
+from ..errors import UsageError, check_choice
+from ..host import TRAINER_REGISTRY
+from ..vlm import find_vlm
+from . import students_rows, summary
 from .by_shots import Block, Job, Planned, Records, plan_blocks, read, run_job, shots_parser
 from .cells import Method, configure, plan
-from .errors import UsageError, check_choice
-from .host import TRAINER_REGISTRY
-from .report import NO_PAPER, Table
+from .command import chosen, leading_names, words
 from .students_rows import DHO, FEW_SHOT, KINDS, RIVALS, TRAINED, ZERO_SHOT, Teacher
-from .tables import chosen, leading_names, words
-from .vlm import find_vlm
+from .summary import NO_PAPER, Table
 
 STUDENT = "StudentDHO"
 
@@ -127,7 +127,7 @@ def best_rivals(job: Job, block: Block, records: Records) -> dict[str, str]:
     """The rival of the highest mean in each column that has one."""
     best = {}
     for column in job.columns():
-        means = {rival: report.accuracies(records[block.name], rival, column).values() for rival in RIVALS}
+        means = {rival: summary.accuracies(records[block.name], rival, column).values() for rival in RIVALS}
         known = {rival: mean(values) for rival, values in means.items() if values}
         if known:
             best[column] = max(known, key=known.__getitem__)
@@ -141,14 +141,14 @@ def by_teacher(job: Job, records: Records) -> Table:
         own = records[block.name]
         teacher = [record.accuracy for record in own if record.row in (ZERO_SHOT, TRAINED)]
         best = best_rivals(job, block, records)
-        over = [report.difference_over_columns(own, DHO, rival) for rival in (dict.fromkeys(columns, "CEKD"), best)]
-        counts = report.tally(own, block.present(block.claims), columns)
+        over = [summary.difference_over_columns(own, DHO, rival) for rival in (dict.fromkeys(columns, "CEKD"), best)]
+        counts = summary.tally(own, block.present(block.claims), columns)
         shown = [str(count) for count in counts] if len({record.seed for record in own}) > 1 else ["-"] * 3
         lines.append(
             (
                 block.name or "the teacher",
                 f"{mean(teacher):.1f}" if teacher else "missing",
-                *map(report.points, over),
+                *map(summary.points, over),
                 ", ".join(dict.fromkeys(best.values())),
                 *shown,
             )
@@ -161,7 +161,7 @@ def closing(job: Job, records: Records) -> list[str]:
     """How wins, ties and losses go with the teacher, and the paper's other student."""
     paragraphs = [
         "## By teacher",
-        report.markdown(by_teacher(job, records)),
+        summary.markdown(by_teacher(job, records)),
         "Differences are means over the numbers of shots, paired by seed, ± their standard error over seeds. The best "
         "rival is that of the highest mean at each number of shots, picked on the same results, which favours it. "
         "Wins, ties and losses count DHO against each rival at each number of shots.",
@@ -179,7 +179,7 @@ def papers_table(shots: Sequence[int]) -> list[str]:
         if any(value is not None for value in values):
             lines.append((row, *("-" if value is None else f"{value:.1f}" for value in values)))
     columns = [f"{student}, {name}" for student, sheet in sheets.items() for name in sheet.columns]
-    return ["## The paper's Table 1", report.markdown(Table(("ImageNet, top-1, %", *columns), tuple(lines)))]
+    return ["## The paper's Table 1", summary.markdown(Table(("ImageNet, top-1, %", *columns), tuple(lines)))]
 
 
 def main(argv: Sequence[str]) -> int:

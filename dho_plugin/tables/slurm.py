@@ -12,9 +12,9 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 
+from ..errors import UsageError
+from ..sealed import write_whole
 from .cells import Cell, Outcome, finished
-from .errors import UsageError
-from .sealed import write_whole
 
 JOB = "job.json"
 # submitit's own choice is USR2, which train.py does not know.

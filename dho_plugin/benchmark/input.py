@@ -18,11 +18,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-from .benchmark_row import TOLERANCE, Row
-from .loaders import Sizes, ViewSource
-from .pack import Job, pack_file
-from .store import view_records
-from .views import View, ViewPolicy, read_image, render
+from ..loaders import Sizes, ViewSource
+from ..pack import Job, pack_file
+from ..store import view_records
+from ..views import View, ViewPolicy, read_image, render
+from .row import TOLERANCE, Row
 
 STUDENT, TEACHER = 224, 336
 SIZE, LARGE = (500, 375), (1600, 1200)  # ImageNet's usual size, in files of about 80 KB; a photograph's

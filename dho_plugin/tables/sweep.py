@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
+from ..errors import UsageError
+from ..predicting import printable
 from .cells import LOG, Cell, Outcome, finished, run_cell
-from .errors import UsageError
-from .predicting import printable
-from .report import Record
+from .summary import Record
 from .workers import Interruption, begin
 
 TICK = 0.5  # seconds between two looks at signals and at the display

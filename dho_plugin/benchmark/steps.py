@@ -21,15 +21,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .benchmark_row import Row
-from .benchmark_text import WholeTowers
-from .cli import build_config, parser
-from .counting import IMAGE, REST, TEACHER, TEXT, by_part
-from .distributed import main_first
-from .host import build_trainer
-from .prompts import PromptedClassifier
-from .trainers.section import teacher_views
-from .vlm import imagenet_classnames
+from ..cli import build_config, parser
+from ..distributed import main_first
+from ..estimate.counting import IMAGE, REST, TEACHER, TEXT, by_part
+from ..host import build_trainer
+from ..prompts import PromptedClassifier
+from ..trainers.section import teacher_views
+from ..vlm import imagenet_classnames
+from .row import Row
+from .text import WholeTowers
 
 IMAGES = 4  # different ones; each class shows one of them, so that few views need the teacher
 PROBE = "step of LinearProbeDHO, all stored"

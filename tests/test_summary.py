@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from dho_plugin import demo
-from dho_plugin.report import (
+from dho_plugin.tables import demo
+from dho_plugin.tables.summary import (
     Paper,
     Record,
     Table,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..predicting import printable
+from ..tables.summary import Table, markdown
+from ..text_memory import GIB
 from .counting import IMAGE, PARTS, REFERENCE, REST, TEACHER, TEXT
-from .predicting import printable
-from .report import Table, markdown
-from .text_memory import GIB
 
 MIB = 2**20
 NAMES = {
