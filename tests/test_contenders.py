@@ -42,7 +42,12 @@ def constant(n: int, c: int, seed: int) -> DualHeadLogits:
     return DualHeadLogits(torch.zeros(n, c).double(), normal(n, c, seed).kd.sign())
 
 
-KINDS = [normal, agreeing, tied, saturated, constant]
+def close(n: int, c: int, seed: int) -> DualHeadLogits:
+    """Float32's nearest neighbours, which it cannot tell apart behind a softmax, and float64 can."""
+    return DualHeadLogits(*(1 + part.round() * 2**-23 for part in normal(n, c, seed)))
+
+
+KINDS = [close, normal, agreeing, tied, saturated, constant]
 
 
 @pytest.mark.parametrize("kind", KINDS)

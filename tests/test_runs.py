@@ -5,29 +5,20 @@ from __future__ import annotations
 import json
 import random
 
-import layouts
 import numpy as np
 import pytest
 import runs
-import tiny
 import torch
 
-from dho_plugin import cli
 from dho_plugin.runs import load_run, run_dataset
 
 
 @pytest.fixture(scope="module")
-def few_shot_run(tmp_path_factory):
+def few_shot_run(pets, tmp_path_factory):
     """A run on two of six labelled images and two of five validation images a class, and the datasets' root."""
-    root = tmp_path_factory.mktemp("few_shot")
-    layouts.write(root, "OxfordPets")
-    tiny.save_self_describing(root / "student.safetensors", tiny.tiny_clip())
-    words = runs.words(root, "LinearProbe", root / "run")
-    words[words.index("imagenet")] = "oxford_pets"
-    words[words.index("--teacher") : words.index("--teacher") + 2] = []
-    args = cli.parser().parse_args(words)
-    cli.run(cli.build_config(args), args)
-    return root / "run", root
+    folder = tmp_path_factory.mktemp("few_shot")
+    runs.run(pets, "LinearProbe", folder, dataset="oxford_pets")
+    return folder, pets
 
 
 def test_the_split_is_that_of_the_run(few_shot_run):
