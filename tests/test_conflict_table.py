@@ -19,7 +19,7 @@ from dho_plugin.analysis import drawing
 from dho_plugin.analysis.conflict_figure import Run, curves, draw, smoothed, window
 from dho_plugin.analysis.conflict_log import MEASURES, Observation, append
 from dho_plugin.tables import conflict, sweep
-from dho_plugin.tables.conflict_text import late, late_table, verdict
+from dho_plugin.tables.conflict_text import apart, late, late_table, verdict
 
 
 def line(step: int, value: float) -> Observation:
@@ -90,7 +90,7 @@ def test_files_and_words(tmp_path, capsys, pretended):
     shown = capsys.readouterr().out
     document = (tmp_path / "out/conflict.md").read_text()
     assert document.strip() in shown and f"    python -m dho_plugin conflict {words}" in document
-    assert "](../docs.svg)" in document and "](docs.svg)" in (tmp_path / "t.md").read_text()
+    assert "](conflict.svg)" in document and "](docs.svg)" in (tmp_path / "t.md").read_text()
     for name in ("out/conflict", "docs"):
         assert (tmp_path / f"{name}.svg").read_text().count(">CEKD</text>") == 1
         assert (tmp_path / f"{name}.png").is_file()
@@ -103,10 +103,20 @@ def test_files_and_words(tmp_path, capsys, pretended):
         "* StudentDHO: the late cosine over the shared parameters is 0.23 ±0.01, below zero in 0 of 3 runs and in 0 % "
         "of the late steps looked at. The paper has it above zero, which is so in all of them."
     ) in document
+    assert "* StudentDHO minus CEKD: +0.75 ±0.00 (paired by seed, ± its standard error), more than two" in document
     rows = list(csv.DictReader((tmp_path / "out/conflict.csv").open()))
     assert len(rows) == 2 * 3 * 9
     assert rows[0]["dataset"] == "shapes" and rows[0]["trainer"] == "CEKD" and rows[0]["cosine"] == "-0.51"
     assert [{k: str(v) for k, v in one.items()} for one in json.loads((tmp_path / "t.json").read_text())] == rows
+
+
+def test_several_data_sets_have_a_table_each_and_name_their_teachers(tmp_path, capsys, pretended):
+    words = f"--datasets digits shapes --seeds 1 --shots 1 --jobs 1 --output-dir {tmp_path} OPTIM.MAX_EPOCH 8"
+    assert command(["conflict", *words.split()]) == 0
+    document = (tmp_path / "conflict.md").read_text()
+    assert "1 labelled image a class" in document
+    assert "Student: timm/test_resnet; teacher: CE on digits_confused, one for each seed; shapes-teacher." in document
+    assert document.index("## digits") < document.index("## shapes")
 
 
 def test_what_is_finished_is_kept(tmp_path, capsys, pretended):
@@ -132,6 +142,17 @@ def test_claims_that_do_not_hold_are_said_not_to():
     nothing = "no parameter is shared by an L_CE and an L_KD"
     assert nothing in verdict([run("CoOpDHO", 1, *[float("nan")] * 4)], "CoOpDHO")
     assert nothing in verdict([Run("shapes", "CE", 1, [])], "CE")
+
+
+def test_differences_are_paired_by_seed():
+    def run(row: str, dataset: str, seed: int, value: float) -> Run:
+        return Run(dataset, row, seed, [line(step, value) for step in (1, 2, 3, 4)])
+
+    runs = [run("CEKD", "shapes", 1, 0.1), run("CEKD", "shapes", 2, 0.5), run("CEKD", "digits", 1, 0.3)]
+    runs += [run("VPTDHO", "shapes", 1, 0.3), run("VPTDHO", "shapes", 2, 0.6), run("VPTDHO", "shapes", 3, 9.0)]
+    assert apart(runs[:2] + runs[3:], "VPTDHO", "CEKD").startswith("VPTDHO minus CEKD: +0.15 ±0.05 ")
+    assert apart(runs[:2] + runs[3:], "VPTDHO", "CEKD").endswith(" more than two of these from zero.")
+    assert "too few runs of both" in apart(runs, "VPTDHO", "CEKD")  # of which digits has none
 
 
 def test_late_is_the_last_quarter_of_the_steps():

@@ -14,7 +14,8 @@ from joint_runs import commands
 from test_resume import ask
 from test_trainers import TRAINED
 
-from dho_plugin.analysis.conflict_log import FILE, MEASURES, read
+from dho_plugin import precision
+from dho_plugin.analysis.conflict_log import FILE, MEASURES, Observation, read
 from dho_plugin.errors import UsageError
 from dho_plugin.host import TRAINER_REGISTRY
 from dho_plugin.losses import soft_targets
@@ -34,19 +35,56 @@ def options(name: str) -> str:
     return COMPACT if getattr(cls, "trains_student", False) else "TRAINER.DHO.HEAD.KD nonlinear"
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_every_trainer_is_the_same_to_the_bit_with_the_monitor(workspace, tmp_path, name, capsys):
+def equal_with_and_without(workspace, folder, name: str, settings: str, capsys) -> list[Observation]:
+    """Check that a run is the same to the bit with the monitor and without; the lines of the one with."""
     left = {}
-    for folder, setting in (("with", EVERY_STEP), ("without", "TEST.NO_TEST True")):
-        trainer = runs.make(workspace, name, tmp_path / folder, "", f"{setting} {options(name)}")
+    for which, freq in (("with", 1), ("without", 0)):
+        options = f"TEST.NO_TEST True TRAIN.CONFLICT_FREQ {freq} {settings}"
+        trainer = runs.make(workspace, name, folder / which, "", options)
         capsys.readouterr()
         trainer.train()
         said = kills.steps_and_results(capsys.readouterr().out)
-        left[folder] = {**trainer.state(trainer.max_epoch, 0), "log": said}
+        left[which] = {**trainer.state(trainer.max_epoch, 0), "log": said}
     assert kills.unequal(left["with"], left["without"]) == []
-    lines = read(tmp_path / "with")
+    assert not (folder / "without" / FILE).exists()
+    return read(folder / "with")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_trainer_is_the_same_to_the_bit_with_the_monitor(workspace, tmp_path, name, capsys):
+    lines = equal_with_and_without(workspace, tmp_path, name, options(name), capsys)
     assert [line.step for line in lines] == (list(range(1, STEPS + 1)) if name in COMPARED else [])
-    assert not (tmp_path / "without" / FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("LinearProbeDHO", "STORE.DIR {store}"),  # where features come from a table
+        ("CoOpDHO", "STORE.DIR {store} TRAIN.ACCUMULATE 2"),
+        ("MaPLeDHO", "MODEL.TEXT_CHUNK 2"),  # where a backward pass computes once more what it needs
+        ("PromptSRCDHO", "MODEL.TEXT_CHUNK 2 TRAIN.ACCUMULATE 2 TRAINER.PROMPTSRC.GPA_MEAN 1"),
+        ("StudentDHO", f"{COMPACT} TRAIN.ACCUMULATE 2"),
+        ("VPTDHO", "TRAINER.VPT.PREC amp"),
+        ("StudentDHO", f"{COMPACT} TRAINER.STUDENT.PREC bf16"),
+    ],
+)
+def test_so_is_one_in_parts_of_stored_features_in_chunks_and_in_half_precision(
+    workspace, tmp_path, name, settings, capsys, monkeypatch
+):
+    monkeypatch.setattr(precision, "HALF_DEVICES", ("cpu",) if "PREC" in settings else ())
+    lines = equal_with_and_without(workspace, tmp_path, name, settings.format(store=tmp_path / "store"), capsys)
+    assert [line.step for line in lines] == list(range(1, STEPS + 1))
+    assert not any(math.isnan(line.feature_cosine) for line in lines)
+    assert all(math.isnan(line.cosine) == (name in APART) for line in lines)
+
+
+def test_half_precision_is_measured_at_the_scale_of_its_losses(workspace, tmp_path, monkeypatch):
+    """The first line is that of single precision but for float16's three digits."""
+    monkeypatch.setattr(precision, "HALF_DEVICES", ("cpu",))
+    for name in ("fp32", "amp"):
+        runs.run(workspace, "VPTDHO", tmp_path / name, "", f"{EVERY_STEP} TRAINER.VPT.PREC {name}")
+    one, other = (read(tmp_path / name)[0] for name in ("fp32", "amp"))
+    assert one != other and one == pytest.approx(other, rel=0.05)
 
 
 @pytest.mark.parametrize("name", COMPARED)

@@ -72,7 +72,7 @@ def draw(runs: Sequence[Run], rows: Sequence[str]) -> Any:
         runs: each with two lines at least. rows: of which each has a run and gets a colour, in this order.
     """
     figure, axes = drawing.panels(2, 3, width=3.6, height=2.6)
-    figure.get_layout_engine().set(h_pad=0.1)
+    figure.get_layout_engine().set(h_pad=0.06)
     alike = len({tuple(line.step for line in run.lines) for run in runs}) == 1
     for panel, axis in zip(PANELS, axes.flat, strict=True):
         axis.set_title(panel.title)

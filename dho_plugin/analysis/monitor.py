@@ -21,6 +21,8 @@ from .conflict import feature_agreement, parameter_agreement, prediction_discrep
 from .conflict_log import FILE, Observation, append, cut
 
 LOSSES = ("loss_ce", "loss_kd")  # as a step names them, neither with its weight
+# Of the scale that a step's loss takes in half precision: either loss alone, without its weight, may be larger than it.
+HEADROOM = 1 / 16
 
 
 class Look:
@@ -158,7 +160,7 @@ class ConflictMonitor:
             self._every, self._look = 0, None
             return
         with self._timed():
-            self._look.add(losses, labeled, self._scale())
+            self._look.add(losses, labeled, self._scale() * HEADROOM)
 
     def end(self) -> None:
         """Write the line of the step; to be called by all processes."""

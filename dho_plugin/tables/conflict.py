@@ -97,15 +97,18 @@ def left(args: argparse.Namespace, planned: Sequence[Planned], outcomes: Sequenc
 
 def setting(args: argparse.Namespace, cells: Sequence[Cell]) -> str:
     """Students and teachers, as they are configured, and how many images have labels."""
-    known = [configure(cell)[0] for cell in cells if cell.method.row in args.trainers]
-    students = dict.fromkeys(cfg.MODEL.BACKBONE.NAME for cfg in known)
-    teachers = dict.fromkeys(
-        f"CE on {cell.method.flags[-1]}, one for each seed" for cell in cells if cell.method.row not in args.trainers
-    ) or dict.fromkeys(cfg.TRAINER.DHO.TEACHER.NAME for cfg in known)
+    trained: dict[Path | None, str] = {
+        cell.folder: f"CE on {cell.method.flags[-1]}, one for each seed"
+        for cell in cells
+        if cell.method.row not in args.trainers
+    }
+    known = [(cell.after, configure(cell)[0]) for cell in cells if cell.method.row in args.trainers]
+    students = dict.fromkeys(cfg.MODEL.BACKBONE.NAME for _, cfg in known)
+    teachers = dict.fromkeys(trained.get(after) or cfg.TRAINER.DHO.TEACHER.NAME for after, cfg in known)
     return (
-        f"{args.shots} labelled images a class, all other training images unlabelled. Student: {', '.join(students)}; "
-        f"teacher: {', '.join(teachers)}. Runs of one seed have the same first weights of the student and the same "
-        "batches."
+        f"{args.shots} labelled {'image' if args.shots == 1 else 'images'} a class, all other training images "
+        f"unlabelled. Student: {', '.join(students)}; teacher: {'; '.join(teachers)}. Runs of one seed start from the "
+        "same student and see the same batches."
     )
 
 
@@ -125,16 +128,16 @@ def publish(args: argparse.Namespace, cells: Sequence[Cell], runs: Sequence[Run]
     opening = [f"# {title}", f"    {command}", made, setting(args, cells)]
     closing = paragraphs(runs, args.trainers)
 
-    def document(place: Path) -> str:
-        picture = os.path.relpath(f"{figures[-1]}.svg", place.parent)
-        return "\n\n".join([*opening, *([f"![{title}]({picture})"] if rows else []), *closing])
+    def document(picture: str) -> str:
+        return "\n\n".join([*opening, *([f"![{title}]({picture}.svg)"] if rows and picture else []), *closing])
 
-    print(f"\n{document(figures[0])}")
+    print(f"\n{document(NAME)}")
     objects = json.dumps(tidy(runs), indent=1) + "\n"
-    own = {"md": document(figures[0]) + "\n", "csv": summary.comma_separated(tidy_table(runs)), "json": objects}
+    own = {"md": document(NAME) + "\n", "csv": summary.comma_separated(tidy_table(runs)), "json": objects}
     write(Path(args.output_dir), NAME, own)
     if args.table:
-        Path(args.table).write_text(document(Path(args.table)) + "\n", encoding="utf-8")
+        picture = os.path.relpath(args.figure, Path(args.table).parent) if args.figure else ""
+        Path(args.table).write_text(document(picture) + "\n", encoding="utf-8")
     if args.json:
         Path(args.json).write_text(objects, encoding="utf-8")
 

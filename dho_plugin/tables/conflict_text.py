@@ -83,6 +83,21 @@ def verdict(runs: Sequence[Run], row: str) -> str:
     return f"{said} The paper has it {CLAIMS[row]} zero, which is so {holds}."
 
 
+def apart(runs: Sequence[Run], one: str, other: str) -> str:
+    """How far the late cosines over the shared parameters of two rows are apart, paired by seed, over all data sets."""
+    datasets = list(dict.fromkeys(run.dataset for run in runs))
+    records = [Record(run.row, run.dataset, run.seed, late(run, "cosine")) for run in runs if run.row in (one, other)]
+    known = [record for record in records if not math.isnan(record.accuracy)]
+    found = summary.difference_over_columns(known, one, dict.fromkeys(datasets, other))
+    if math.isnan(found.standard_error):
+        return f"{one} minus {other}: too few runs of both for a paired difference."
+    clear = "more" if found.clear else "no more"
+    return (
+        f"{one} minus {other}: {found.mean:+.2f} ±{found.standard_error:.2f} (paired by seed, ± its standard error), "
+        f"{clear} than two of these from zero."
+    )
+
+
 def paragraphs(runs: Sequence[Run], rows: Sequence[str]) -> list[str]:
     """What stands below the figure."""
     seen = [run for run in runs if run.lines]
@@ -99,7 +114,9 @@ def paragraphs(runs: Sequence[Run], rows: Sequence[str]) -> list[str]:
         own = [run for run in seen if run.dataset == dataset]
         found += [f"## {dataset}"] * (len(datasets) > 1) + [summary.markdown(late_table(own, rows))]
     found.append("± is the sample deviation over seeds; `-`: not defined for this trainer.")
-    return [*found, "\n".join(f"* {verdict(runs, row)}" for row in rows)]
+    said = [verdict(runs, row) for row in rows]
+    said += [apart(seen, other, rows[0]) for other in rows[1:]]
+    return [*found, "\n".join(f"* {line}" for line in said)]
 
 
 def tidy(runs: Sequence[Run]) -> list[dict[str, object]]:
