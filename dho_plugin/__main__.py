@@ -13,6 +13,7 @@ COMMANDS = {
     "students": "train DHO and its rivals on a compact student by shots, the paper's Table 1",
     "grid": "train trainers on datasets by shots and seeds: many runs at once, here or under Slurm, each of them once",
     "ablations": "vary how DHO's heads start, are built and are interpolated (Table 5, Figure 8, Tables 14 and 15)",
+    "conflict": "compare the gradients of both losses in training, one head against two (Figures 4 and 13)",
     "teacher-check": "look at a teacher on the labelled images: its errors, its confidence, and what to set",
     "export": "write a finished run as one model: ONNX, torch.export, safetensors, each checked against the run",
     "predict": "classify images with an exported model",
@@ -24,7 +25,7 @@ COMMANDS = {
     "costs": "measure what the second head costs at inference, and what merging tokens saves",
 }
 
-TABLES = ("demo", "table13", "students", "grid", "ablations")
+TABLES = ("demo", "table13", "students", "grid", "ablations", "conflict")
 ANALYSIS = ("heads",)
 
 

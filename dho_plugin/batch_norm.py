@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .distributed import world_size
+from .distributed import averaged, world_size
 from .errors import UsageError
 
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -52,17 +51,11 @@ class _Average(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
-        return _averaged(part)
+        return averaged(part)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _averaged(gradients[0])
-
-
-def _averaged(part: Tensor) -> Tensor:
-    whole = part.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(whole)
-    return whole / world_size()
+        return averaged(gradients[0])
 
 
 def synchronised(module: nn.Module) -> nn.Module:

@@ -68,8 +68,9 @@ SHARED: dict[str, dict[str, Any]] = {
     "MODEL": {"TOKEN_MERGING": 0, "TEXT_CHUNK": -1, "COMPILE": ""},
     # SAVE_MINUTES: a state to go on from is saved when so much time has passed since the last one; 0: after each step
     # ACCUMULATE: parts that a batch is cut into, so that the memory of one part is enough for its step
+    # CONFLICT_FREQ: steps from one to the next whose gradients of L_CE and L_KD are compared (conflict.csv); 0: none is
     # RESUME_FORCE: go on from a state or checkpoint of a run with other settings (--resume-force)
-    "TRAIN": {"SAVE_MINUTES": 10.0, "ACCUMULATE": 1, "RESUME_FORCE": False},
+    "TRAIN": {"SAVE_MINUTES": 10.0, "ACCUMULATE": 1, "CONFLICT_FREQ": 0, "RESUME_FORCE": False},
     # DIR: folder where what frozen models say of the views is kept and read from: a zero-shot teacher's features, those
     # of a student whose image tower is frozen, PromptSRC's frozen reference; empty for none
     # VIEWS: views of an image, after which they come again; 0 for a fresh one in each pass, the paper's recipe

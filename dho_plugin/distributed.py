@@ -174,10 +174,18 @@ def mean(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The mean over all processes of each of these scalars, which lie on one device; no gradient flows."""
     if world_size() == 1 or not values:
         return dict(values)
-    whole = torch.stack([value.detach().float() for value in values.values()])
+    whole = averaged(torch.stack([value.detach().float() for value in values.values()]))
+    return dict(zip(values, whole, strict=True))
+
+
+def averaged(part: Tensor) -> Tensor:
+    """The mean over all processes of a tensor that has one shape in all of them; no gradient flows."""
+    if world_size() == 1:
+        return part.detach()
+    whole = part.detach().clone(memory_format=torch.contiguous_format)
     with _noticing():
         dist.all_reduce(whole)
-    return dict(zip(values, whole / world_size(), strict=True))
+    return whole / world_size()
 
 
 def gathered(value: Value) -> list[Value]:

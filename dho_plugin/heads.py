@@ -93,6 +93,18 @@ class NonLinearHead(nn.Sequential):
         )
 
 
+def effective_rows(head: nn.Module) -> Tensor | None:
+    """W (C, d) of a linear head, h(z) = W z + b; of "cosine" and "official", which read z/|z|, with their scale in it.
+
+    So W is 1/zeta times the unit rows in Eq. 10. None for a head that has no rows.
+    """
+    if isinstance(head, CosineHead):
+        return head.scale * F.normalize(head.weight, dim=-1)
+    if isinstance(head, OfficialHead):
+        return head.scale * head.weight
+    return head.weight if isinstance(head, nn.Linear) else None
+
+
 def build_head(
     kind: str,
     in_features: int,

@@ -37,7 +37,7 @@ TIMES = re.compile(r" (time|data) \S+ \(\S+\)| eta \S+|Elapsed: .*")
 SECONDS = 100
 # The files of a run, those of its stage one and of its shifted test sets.
 DOCUMENTED = re.compile(
-    r"(stage_one/)?((log\.txt|config\.yaml|manifest\.json|split\.json)|shifts/\w+/log\.txt"
+    r"(stage_one/)?((log\.txt|config\.yaml|manifest\.json|split\.json|conflict\.csv)|shifts/\w+/log\.txt"
     r"|\w+/(checkpoint|model-best\.pth\.tar|model\.pth\.tar-\d+|model-(\d+|best)\.safetensors))"
 )
 # What two manifests agree on.

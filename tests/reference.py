@@ -209,3 +209,27 @@ def merge_tokens(tokens: list[list], keys: list[Tensor], r: int) -> list[list]:
         merged.append([sum(tokens[i][1] * tokens[i][0] for i in groups[b]) / size, size, True])
     fixed = [token for token in tokens if not token[2]]
     return [*fixed, *(tokens[a] for a in set_a if a not in gone), *merged]
+
+
+def feature_gradients(w_ce, w_kd, p_ce, y: int, p_kd, p) -> tuple[list[Tensor], list[Tensor]]:
+    """Eq. 8 for one labelled image: W_CE^T (p_CE - y) and W_KD^T (p_KD - p), entry by entry; Eq. 4 for equal heads."""
+    ce_error = [value - int(c == y) for c, value in enumerate(p_ce)]
+    kd_error = [q - t for q, t in zip(p_kd, p, strict=True)]
+    width = w_ce.shape[1]
+    ce = [sum(w_ce[c, i] * ce_error[c] for c in range(len(ce_error))) for i in range(width)]
+    kd = [sum(w_kd[c, i] * kd_error[c] for c in range(len(kd_error))) for i in range(width)]
+    return ce, kd
+
+
+def feature_cosine(w_ce, w_kd, p_ce, y: int, p_kd, p) -> Tensor:
+    """Eq. 9 as it is printed, and Eq. 5 for equal heads: the numerator through W_CE W_KD^T."""
+    ce_error = torch.stack([value - int(c == y) for c, value in enumerate(p_ce)])
+    kd_error = torch.stack([q - t for q, t in zip(p_kd, p, strict=True)])
+    numerator = ce_error @ (w_ce @ w_kd.T) @ kd_error
+    ce, kd = feature_gradients(w_ce, w_kd, p_ce, y, p_kd, p)
+    return numerator / (sum(v * v for v in ce).sqrt() * sum(v * v for v in kd).sqrt())
+
+
+def discrepancy(p_ce, y: int, p_kd, p) -> Tensor:
+    """(p_CE - y)^T (p_KD - p) of one image."""
+    return sum((a - int(c == y)) * (b - t) for c, (a, b, t) in enumerate(zip(p_ce, p_kd, p, strict=True)))

@@ -598,6 +598,7 @@ def test_checkpointing_within_the_encoder_changes_nothing(workspace, tmp_path):
         ("INPUT.INTERPOLATION bicubik", "Did you mean 'bicubic'"),
         ("TRAIN.COUNT_ITER train_y", "Did you mean 'train_"),
         ("TRAIN.ACCUMULATE 2", "leave it at 1"),
+        ("TRAIN.CONFLICT_FREQ 1", "leave it at 0"),
     ],
 )
 def test_a_misspelt_choice_is_refused_before_the_data_is_read(workspace, tmp_path, option, message):

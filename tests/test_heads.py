@@ -6,6 +6,7 @@ import torch
 
 from dho_plugin import CosineHead, DualHeadLogits, DualHeadStudent, build_head
 from dho_plugin.errors import UsageError
+from dho_plugin.heads import effective_rows
 
 D, C = 6, 4
 
@@ -98,3 +99,16 @@ def test_restrict_picks_columns_of_both_heads_in_the_order_asked():
     assert picked.ce.tolist() == [[3, 1], [7, 5]]
     assert picked.kd.tolist() == [[11, 9], [15, 13]]
     assert logits.restrict(None) is logits
+
+
+@pytest.mark.parametrize(("kind", "bias"), [("linear", 1.0), ("cosine", 0.0), ("official", 30.0)])
+def test_effective_rows_are_what_a_head_multiplies_its_features_by(kind, bias):
+    head = build_head(kind, D, C, scale=30.0).double()
+    z = torch.randn(5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    read = z if kind == "linear" else z / z.norm(dim=1, keepdim=True)
+    shift = bias * head.bias if bias else 0
+    torch.testing.assert_close(head(z), read @ effective_rows(head).T + shift)
+
+
+def test_a_nonlinear_head_has_no_effective_rows():
+    assert effective_rows(build_head("nonlinear", D, C)) is None

@@ -10,6 +10,7 @@ from children import fork
 from kills import Kill, campaign
 
 from dho_plugin import cli
+from dho_plugin.analysis.conflict_log import read
 
 KILL, TERM = getattr(signal, "SIGKILL", 0), signal.SIGTERM
 STORING, EVALUATION = "while STORE.DIR was filled", "in an evaluation"
@@ -26,7 +27,7 @@ def words(workspace, trainer: str, flags: str = "", options: str = "") -> list[s
 
 
 def test_a_run_killed_in_every_phase_ends_as_if_left_alone(workspace, tmp_path):
-    """Features are stored, states and checkpoints written, shifted test sets evaluated; six kills, and then no more."""
+    """While features are stored, states and checkpoints written, gradients compared, shifted test sets evaluated."""
     kills = [
         Kill(STORING, 1, TERM),
         Kill("save", 5, KILL),
@@ -35,9 +36,10 @@ def test_a_run_killed_in_every_phase_ends_as_if_left_alone(workspace, tmp_path):
         Kill(EVALUATION, 1, TERM),
         Kill(EVALUATION, 2, KILL),
     ]
-    found, told = campaign(words(workspace, "CoOpDHO", "--ood", "TRAIN.CHECKPOINT_FREQ 1"), kills, tmp_path)
+    options = "TRAIN.CHECKPOINT_FREQ 1 TRAIN.CONFLICT_FREQ 1"
+    found, told = campaign(words(workspace, "CoOpDHO", "--ood", options), kills, tmp_path)
     assert len(told) == len(kills), told
-    assert not found
+    assert not found and [line.step for line in read(tmp_path / "broken" / "out")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_stage_one_goes_on_and_is_done_once(workspace, tmp_path, monkeypatch):

@@ -42,6 +42,7 @@ def poison(trainer, monkeypatch, part: str, row: int, value: float) -> None:
         (BACKBONE, NAN, "", 1),
         (TEACHER, NAN, "TRAIN.ACCUMULATE 2", 2),
         (TEACHER, NAN, "TRAINER.LINEARPROBE.PREC amp", 1),
+        (BACKBONE, NAN, "TRAIN.CONFLICT_FREQ 1", 1),
         (CE_HEAD, INF, "TRAINER.LINEARPROBE.PREC fp16", 1),
         (KD_HEAD, NAN, "TRAINER.LINEARPROBE.PREC bf16 TRAIN.ACCUMULATE 2", 2),
     ],

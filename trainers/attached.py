@@ -74,6 +74,8 @@ class AttachedDHO(TrainerX):
         check_section(cfg)
         if cfg.TRAIN.ACCUMULATE != 1:
             raise UsageError("TRAIN.ACCUMULATE: an attached trainer's step is its host's, leave it at 1")
+        if cfg.TRAIN.CONFLICT_FREQ:
+            raise UsageError("TRAIN.CONFLICT_FREQ: an attached trainer's L_CE is its host's alone, leave it at 0")
         if cfg.STORE.DIR:
             raise UsageError("STORE.DIR: an attached trainer shows its teacher every view, leave it empty")
         if cfg.TRAINER.DHO.CHOOSE != "fixed":

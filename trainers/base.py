@@ -303,8 +303,8 @@ class MethodTrainer(Stepping):
     def features(self, batch: dict[str, Any]) -> Tensor:
         """Image features (N + M, d) of a training batch, its labelled and then its unlabelled images."""
         if self.stored is not None and self.frozen_backbone:
-            return self.stored(joined(batch, "view"))
-        return self.backbone(self.images(batch))
+            return self.monitor.features(self.stored(joined(batch, "view")))
+        return self.monitor.features(self.backbone(self.images(batch)))
 
     def frozen_features(self, batch: dict[str, Any]) -> Tensor:
         """What the student as it was loaded says of the labelled images: (N, d), float32, without a graph."""
@@ -346,7 +346,7 @@ class MethodTrainer(Stepping):
 
     def after_train(self) -> None:
         # Dassl was renamed from "Finished" to "Finish training"; result parsers of either age must find their line.
-        print("Finished training")
+        print(*filter(None, (self.monitor.cost(), "Finished training")), sep="\n")
         super().after_train()
         skipped = sorted({path for paths in gathered(self.train_loader_x.batches.unreadable()) for path in paths})
         if skipped:

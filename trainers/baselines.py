@@ -27,7 +27,8 @@ class KD(WithoutLabels, Distils, CE):
     """L_KD of one head on unlabelled images alone (Eq. 3); the accuracy it shows is agreement with the teacher."""
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        logits, teacher = self.model(self.images(batch)).float(), self.teacher(teacher_views(batch, self.device))
+        logits = self.ce_logits(self.features(batch)).float()
+        teacher = self.teacher(teacher_views(batch, self.device))
         dho = self.cfg.TRAINER.DHO
         loss = distillation_loss(logits, teacher, temperature=dho.ETA, scale_by_t2=dho.KD_T2)
         return {"loss": loss}, logits, teacher.argmax(dim=-1)
@@ -38,10 +39,11 @@ class CEKD(Distils, CE):
     """One head for labels and teacher: lambda L_CE + (1 - lambda) L_KD on the same logits."""
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        labels = self.labels(batch)
-        logits, teacher = self.model(self.images(batch)).float(), self.teacher(teacher_views(batch, self.device))
-        loss = step_loss(self.cfg, DualHeadLogits(logits, logits), labels, teacher)
-        return {"loss": loss.total, "loss_ce": loss.ce, "loss_kd": loss.kd}, logits[: len(labels)], labels
+        labels, one = self.labels(batch), self.ce_logits(self.features(batch)).float()
+        logits, teacher = DualHeadLogits(one, one), self.teacher(teacher_views(batch, self.device))
+        loss = step_loss(self.cfg, logits, labels, teacher)
+        self.monitor.note(logits, labels, teacher, self.ce_head, self.ce_head)
+        return {"loss": loss.total, "loss_ce": loss.ce, "loss_kd": loss.kd}, one[: len(labels)], labels
 
 
 class Projects(Distils, CE):

@@ -141,8 +141,9 @@ class DHO(Distils):
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         features, labels = self.features(batch), self.labels(batch)
         logits = DualHeadLogits(self.ce_logits(features).float(), self.kd_head(features).float())
-        loss = self.step_loss(logits, labels, self.teacher(teacher_views(batch, self.device)))
-        n = len(labels)
+        teacher, n = self.teacher(teacher_views(batch, self.device)), len(labels)
+        loss = self.step_loss(logits, labels, teacher)
+        self.monitor.note(logits, labels, teacher, self.ce_head, self.kd_head)
         own = self.regularizers(batch, features[:n], logits.ce[:n])
         total = loss.total + self.cfg.TRAINER.DHO.LAMBDA * sum(own.values())
         return {"loss": total, "loss_ce": loss.ce, "loss_kd": loss.kd, **own}, logits.ce[:n], labels

@@ -65,6 +65,8 @@ def check_parts(cfg: Any) -> None:
             f"TRAIN.SAVE_MINUTES {train.SAVE_MINUTES}, TRAIN.ACCUMULATE {train.ACCUMULATE}: expected minutes from 0 on "
             "and at least one part"
         )
+    if train.CONFLICT_FREQ < 0:
+        raise UsageError(f"TRAIN.CONFLICT_FREQ {train.CONFLICT_FREQ}: expected a number of steps, or 0 for none")
     for key, size in (("TRAIN_X", loaders.TRAIN_X.BATCH_SIZE), ("TRAIN_U", loaders.TRAIN_U.BATCH_SIZE)):
         if key == "TRAIN_U" and loaders.TRAIN_U.SAME_AS_X:
             continue

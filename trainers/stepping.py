@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..analysis.monitor import ConflictMonitor
 from ..averaging import WeightedAverage
 from ..distributed import gathered, mean
 from ..host import compute_accuracy
@@ -24,10 +26,11 @@ class Stepping(Resumable):
     """A trainer whose batch has losses.
 
     Attributes:
-        average: of the weights over epochs, None for none.
+        average: of the weights over epochs, None for none. backbone: gives the features that the heads read.
     """
 
     average: WeightedAverage | None
+    backbone: nn.Module
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Losses by name ("loss" is minimised), class logits of the labelled images, and their labels."""
@@ -42,6 +45,18 @@ class Stepping(Resumable):
         """The losses of a batch, with gradients that are the mean over all processes; made at the first step."""
         return joint(self.losses, self.learned().values())
 
+    @cached_property
+    def monitor(self) -> ConflictMonitor:
+        """Shown what a step computes, it compares the gradients of its two losses; made at the first step."""
+        return ConflictMonitor(
+            Path(self.cfg.OUTPUT_DIR),
+            every=self.cfg.TRAIN.CONFLICT_FREQ,
+            encoder=self.backbone,
+            temperature=self.cfg.TRAINER.DHO.ETA,
+            scale=self.precision.scaler.get_scale,
+            who=type(self).__name__,
+        )
+
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """A step. What it returns stays on the device: a host that reads it only when it prints waits only then.
 
@@ -49,12 +64,14 @@ class Stepping(Resumable):
             NonFiniteLoss: a loss is not finite; all parameters are as they were.
         """
         self.model_zero_grad()
+        self.monitor.begin(self.epoch, self.epoch * self.num_batches + self.batch_idx)
         parts, seen = cut(batch, self.cfg.TRAIN.ACCUMULATE), []
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
             with nullcontext() if last else self.joint.no_sync():
                 with self.precision.autocast():
                     losses, logits, labels = self.joint(part)
+                self.monitor.look(losses, len(labels))
                 scores = {name: loss.detach() for name, loss in losses.items()}
                 seen.append({**scores, "acc": compute_accuracy(logits.detach(), labels)[0].squeeze()})
                 if last:
@@ -63,6 +80,7 @@ class Stepping(Resumable):
                 self.precision.backward(losses["loss"] / len(parts))
         if not finite():
             self.explain(parts, {name: summary[name] for name in losses})
+        self.monitor.end()
         self.precision.update([optimizer for optimizer in self._optims.values() if optimizer is not None])
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()

@@ -1,1 +1,1 @@
-"""What can be learned from a finished run without training again."""
+"""What is measured of a run beside its accuracy, and how it is drawn."""

@@ -82,6 +82,11 @@ def save(figure: Any, path: str | Path, *, background: str = "none") -> None:
         figure.savefig(png, facecolor="white", dpi=150)
 
 
+def check_installed() -> None:
+    """Raise UsageError where matplotlib is not there, for a command that draws when all else is done."""
+    _matplotlib()
+
+
 def _matplotlib() -> Any:
     try:
         import matplotlib
