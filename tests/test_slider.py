@@ -75,18 +75,34 @@ def test_what_no_point_decides_is_not_stored():
     assert (data.images, data.always, [len(contest.sizes) for contest in data.contests]) == (12, 11, [0, 0])
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
-def test_the_page_counts_the_same(wanted, tmp_path):
-    cases = {name: packed(slider(*case)) for name, case in CASES.items()}
-    file = tmp_path / "cases.json"
-    file.write_text(json.dumps({"alphas": ALPHA_GRID, "betas": BETA_GRID, "cases": cases}))
-    code = """
+def in_node(code: str, given: object, tmp_path: Path) -> object:
+    """What a function of the page's script makes of JSON."""
+    file = tmp_path / "given.json"
+    file.write_text(json.dumps(given))
+    code = f"""
         const [script, file] = process.argv.slice(1);
-        const { unpack, grid } = require(script);
-        const { alphas, betas, cases } = JSON.parse(require("fs").readFileSync(file));
-        const found = Object.entries(cases).map(([name, set]) => [name, grid(unpack(set), alphas, betas)]);
-        console.log(JSON.stringify(Object.fromEntries(found)));
+        const {{ unpack, grid, percent }} = require(script);
+        const given = JSON.parse(require("fs").readFileSync(file));
+        console.log(JSON.stringify({code}));
     """
     done = subprocess.run(["node", "-e", code, SCRIPT, file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == wanted
+    return json.loads(done.stdout)
+
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
+
+
+@needs_node
+def test_the_page_counts_the_same(wanted, tmp_path):
+    cases = [packed(slider(*case)) for case in CASES.values()]
+    code = "given.cases.map((set) => grid(unpack(set), given.alphas, given.betas))"
+    found = in_node(code, {"alphas": ALPHA_GRID, "betas": BETA_GRID, "cases": cases}, tmp_path)
+    assert found == list(wanted.values())
+
+
+@needs_node
+def test_the_page_rounds_the_same(tmp_path):
+    pairs = [(n, images) for images in (7, 320, 1600, 20_000) for n in range(images + 1)]
+    found = in_node("given.map(([right, images]) => percent(right, images))", pairs, tmp_path)
+    assert found == [f"{100.0 * (n / images):.2f}" for n, images in pairs]

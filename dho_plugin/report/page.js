@@ -50,8 +50,11 @@ function grid(set, alphas, betas) {
   return alphas.map((alpha) => betas.map((_, beta) => hits(set, alpha, beta)));
 }
 
+// To two digits, rounded as Python does: half to even, where toFixed takes the larger. Only odd eighths lie half between.
 function percent(right, images) {
-  return ((100 * right) / images).toFixed(2);
+  const value = 100 * (right / images);
+  const lower = Math.floor(100 * value);
+  return (8 * value) % 2 === 1 ? ((lower + (lower % 2)) / 100).toFixed(2) : value.toFixed(2);
 }
 
 // Tables: a click sorts, downwards, upwards, and as it was.
@@ -141,7 +144,7 @@ function control(box) {
       there.type = "button";
       const off = alphas[a] === point.alpha && betas[b] === point.beta ? "" : " (the nearest of the grid)";
       there.append(mark.cloneNode(), ` ${point.name}: alpha ${point.alpha}, beta ${point.beta}${off}, `);
-      there.append(`${percent(set.map[a][b], set.images)} %`);
+      there.append(`${percent(set.map[a][b], set.images)}\u00a0%`);
       there.addEventListener("click", () => go(a, b));
       const line = document.createElement("li");
       line.append(there);
@@ -213,5 +216,5 @@ function start() {
   addEventListener("afterprint", () => opened.forEach((details) => (details.open = false)));
 }
 
-if (typeof document === "undefined") module.exports = { unpack, hits, grid };
+if (typeof document === "undefined") module.exports = { unpack, grid, percent };
 else start();
