@@ -16,6 +16,7 @@ COMMANDS = {
     "conflict": "compare the gradients of both losses in training, one head against two (Figures 4 and 13)",
     "teacher-check": "look at a teacher on the labelled images: its errors, its confidence, and what to set",
     "export": "write a finished run as one model: ONNX, torch.export, safetensors, each checked against the run",
+    "report": "make one HTML page of a run, a grid or a table: results, protocol, curves, a live alpha-beta map",
     "predict": "classify images with an exported model",
     "data": "look at the data sets below a folder (doctor), or download them (fetch)",
     "pack": "write shrunk copies of the images of a dataset, for runs that decoding limits",

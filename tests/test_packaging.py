@@ -39,7 +39,8 @@ def test_everything_that_runs_need_is_inside(wheel):
     names = set(wheel.namelist())
     for source in [*ROOT.glob("trainers/*.py"), *ROOT.glob("configs/**/*.yaml")]:
         assert f"dho_plugin/{source.relative_to(ROOT).as_posix()}" in names
-    for source in [*ROOT.glob("dho_plugin/**/*.py"), *ROOT.glob("dho_plugin/weights/*.safetensors")]:
+    others = [*ROOT.glob("dho_plugin/weights/*.safetensors"), *ROOT.glob("dho_plugin/report/page.*s*")]
+    for source in [*ROOT.glob("dho_plugin/**/*.py"), *others]:
         assert source.relative_to(ROOT).as_posix() in names
 
 

@@ -9,7 +9,7 @@ from report_cells import cell
 
 from dho_plugin.errors import UsageError
 from dho_plugin.report.collect import collect
-from dho_plugin.report.comparison import named_pairs, of_dataset, variants
+from dho_plugin.report.comparison import named_pairs, of_dataset, told_apart, variants
 from dho_plugin.report.tables_left import comparisons
 from dho_plugin.tables import summary
 from dho_plugin.tables.by_shots import Block, Job, texts
@@ -84,6 +84,12 @@ def test_by_test_set_or_by_shots(tmp_path):
     assert shots.columns == ["4-shot", "4-shot (oracle)", "16-shot"]
     assert summary.accuracies(shots.records, "CoOp", "4-shot (oracle)") == {1: 55.0}
     assert summary.accuracies(shots.records, "zero-shot", "4-shot") == {1: 40.0, 2: 40.0}
+    assert {name: len(own) for name, own in shots.groups().items()} == {
+        "zero-shot": 1,
+        "CoOp, 16-shot": 2,
+        "CoOp, 4-shot": 1,
+    }
+    assert [one.title for one in told_apart([sets, shots, sets])] == ["Shapes", "Shapes (2)", "Shapes (3)"]
 
 
 def test_one_label_with_two_settings_makes_two_rows(tmp_path):

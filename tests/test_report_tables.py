@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from report_cells import PART, cell
 
-from dho_plugin.report import papers, tables
+from dho_plugin.report import files, papers, tables
 from dho_plugin.report.comparison import Comparison, of_dataset
 from dho_plugin.report.markup import Markup
 from dho_plugin.report.protocol import protocol
@@ -88,6 +88,12 @@ def test_the_best_trained_row_is_marked_only_where_it_is_clear(compared):
     assert tables.leaders(one_seed, "test") == tables.Leaders("", ())
 
 
+def test_a_cell_says_how_many_seeds_it_has_where_some_are_missing(compared):
+    fewer = [record for record in compared.records if record[:3] != ("CoOp", "test", 3)]
+    found = Cells(tables.results_html(compared._replace(records=fewer), lambda row: Markup()))
+    assert found.rows[2][1].startswith("61.0 ±1.4 2 of 3") and " of " not in "".join(found.rows[2][2:])
+
+
 def test_differences_are_summarys_words_and_ties_are_called_so(compared):
     found = Cells(tables.differences_html(compared))
     wanted = summary.differences_table(compared.records, compared.pairs, compared.columns, PAPER)
@@ -107,7 +113,7 @@ def test_a_column_can_be_sorted_and_what_is_missing_has_no_number(compared):
 
 
 def test_files_hold_the_same_tables(compared):
-    found = tables.files([compared, compared._replace(title="u", pairs=[])], "Title")
+    found = files.texts("Title", [compared, compared._replace(title="u", pairs=[])], [])
     words = summary.results_table(compared.records, list(compared.rows), compared.columns, PAPER)
     assert found["md"].count(summary.markdown(words)) == 2 and found["md"].startswith("# Title\n")
     assert found["tex"].count(summary.latex(words)) == 2

@@ -118,6 +118,11 @@ def answers_of(run: str | Path, split: str = "test", *, root: str = "", zero_sho
     )
 
 
+def kept(run: str | Path, split: str = "test") -> bool:
+    """Whether answers_of has the logits without the model: those of the very weights that the run has now."""
+    return _Stored(Path(run).expanduser(), split).fresh()
+
+
 def teacher_of(run: str | Path, split: str = "test", *, root: str = "") -> Tensor:
     """The logits of a run's teacher on one of its sets, float64 (N, C) in the order and classes of answers_of.
 

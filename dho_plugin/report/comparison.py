@@ -42,9 +42,29 @@ class Comparison(NamedTuple):
         """That of most runs."""
         return Counter(run.dataset for run in self.runs).most_common(1)[0][0]
 
+    def groups(self) -> dict[str, list[Run]]:
+        """The runs of each row, apart where they have other labels than each other."""
+        found: dict[str, list[Run]] = {}
+        for row, runs in self.rows.items():
+            several = len({run.labels for run in runs}) > 1
+            for run in runs:
+                found.setdefault(f"{row}, {run.labels}" if several else row, []).append(run)
+        return found
+
     def trained(self) -> list[str]:
         """Rows that have learned something."""
         return [row for row, runs in self.rows.items() if any(run.trainer != ZERO_SHOT for run in runs)]
+
+
+def told_apart(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """With titles of which none is another's."""
+    counts = Counter[str]()
+    apart = []
+    for comparison in comparisons:
+        counts[comparison.title] += 1
+        number = counts[comparison.title]
+        apart.append(comparison._replace(title=f"{comparison.title} ({number})") if number > 1 else comparison)
+    return apart
 
 
 def of_dataset(dataset: str, title: str, runs: Sequence[Run]) -> Comparison:

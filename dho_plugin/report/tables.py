@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import mean
 from typing import NamedTuple
 
@@ -56,13 +56,16 @@ def results_html(comparison: Comparison, badges: Callable[[str], Markup]) -> Mar
     """
     table, ours = results(comparison), len(comparison.columns)
     ahead = [leaders(comparison, column) for column in comparison.columns]
+    seeds = len({record.seed for record in comparison.records})
     rows = list(comparison.rows)
 
     def cell(line: int, column: int, word: str) -> Markup:
         row, papers = rows[line], table.lines[line][1 + ours :]
         said = tag("strong", word) if row == ahead[column].best else join(word)
         beside = tag("span", papers[column].removeprefix("-"), class_="paper") if papers else ""
-        return join(said, behind("tie" if row in ahead[column].tied else ""), beside)
+        there = len(accuracies(comparison.records, row, comparison.columns[column]))
+        words = ["tie"] * (row in ahead[column].tied) + [f"{there} of {seeds}"] * (0 < there < seeds)
+        return join(said, behind(", ".join(words)), beside)
 
     header = table.header[: 1 + ours]
     lines = [line[: 1 + ours] for line in table.lines]
@@ -87,7 +90,9 @@ def differences_html(comparison: Comparison) -> Markup:
 
 def behind(word: str) -> Markup:
     """What stands behind a number, in a place of its own, so that numbers stand below each other."""
-    return tag("span", word if word == "*" else f" {word}" if word else "", class_="verdict")
+    if word == "*":
+        return tag("span", word, class_="verdict star")
+    return tag("span", f" {word}" if word else "", class_="verdict")
 
 
 def verdict(difference: Difference) -> str:
@@ -138,12 +143,13 @@ def legend(comparison: Comparison) -> str:
     """What the marks of the accuracies mean, with these seeds."""
     seeds = sorted({record.seed for record in comparison.records})
     listed = ", ".join(map(str, seeds)) or "none"
-    over = f"Mean and sample deviation over seeds {listed}." if len(seeds) > 1 else f"Seed {listed}."
-    if len(seeds) > 1:
-        over += (
-            " Bold: the highest of the trained rows, where it is more than two standard errors above every other, "
-            "paired by seed; else those that are not told apart from the highest are called a tie."
-        )
+    if len(seeds) < 2:
+        return f"Seed {listed}.{papers_note(comparison)}"
+    over = (
+        f"Mean and sample deviation over seeds {listed}, or over as many of them as a cell says. Bold: the highest of "
+        "the trained rows, where it is more than two standard errors above every other, paired by seed; else those "
+        "that are not told apart from the highest are called a tie."
+    )
     return f"{over}{papers_note(comparison)}"
 
 
@@ -160,26 +166,6 @@ def papers_note(comparison: Comparison) -> str:
     if not comparison.paper.columns:
         return ""
     return f" Grey: the paper's numbers ({', '.join(comparison.paper.columns)}), with its students and teachers."
-
-
-def files(comparisons: Sequence[Comparison], title: str) -> dict[str, str]:
-    """All tables as Markdown, LaTeX and CSV, by ending."""
-    paragraphs, tabulars, lines = [f"# {title}"], [], []
-    header: tuple[str, ...] = ()
-    for comparison in comparisons:
-        words = [results(comparison)] + ([differences(comparison)] if comparison.pairs else [])
-        paragraphs += [f"## {comparison.title}", summary.markdown(words[0]), legend(comparison)]
-        paragraphs += [summary.markdown(words[1]), differences_legend(comparison)] if comparison.pairs else []
-        tabulars += [f"% {' '.join(comparison.title.split())}\n{summary.latex(table)}" for table in words]
-        named = [(row, [other for one, other in comparison.pairs if one == row] or [""]) for row in comparison.rows]
-        pairs = [(row, control) for row, others in named for control in others]
-        header, found = summary.details_table(comparison.records, pairs, comparison.columns, comparison.paper)
-        lines += [(comparison.title, *line) for line in found]
-    return {
-        "md": "\n\n".join(paragraphs) + "\n",
-        "tex": "\n\n".join(tabulars) + "\n",
-        "csv": summary.comma_separated(Table(("table", *header), tuple(lines))),
-    }
 
 
 def _upper(word: str) -> str:
