@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from ..sealed import write_whole
+from ..tables.command import write
 from .cases import TITLES
 from .drawing import save, styled
 from .gallery_figure import case_figure
@@ -64,14 +64,11 @@ def main(argv: Sequence[str]) -> int:
             root=args.root,
             teacher=not args.no_teacher,
         )
-        folder.mkdir(parents=True, exist_ok=True)
         for case in gallery.cases:
             if gallery.shown.get(case.name):
                 figure = case_figure(gallery.shown[case.name], gallery.images, gallery.names, case.title)
                 save(figure, folder / case.name)
-    text = document(gallery)
-    write_whole(folder / "gallery.md", text)
-    write_whole(folder / "gallery.html", html(gallery))
-    write_whole(folder / "gallery.json", json.dumps(numbers(gallery), indent=1) + "\n")
+    text, content = document(gallery), json.dumps(numbers(gallery), indent=1) + "\n"
+    write(folder, "gallery", {"md": text, "html": html(gallery), "json": content})
     print(f"{text}\nThe page is {folder / 'gallery.html'}")
     return 0
