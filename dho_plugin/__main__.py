@@ -21,11 +21,12 @@ COMMANDS = {
     "benchmark": "time what is computed once here against the peers' way, results compared first",
     "estimate": "say what a run would cost before it: FLOPs, memory, bytes stored, hours on a named GPU",
     "gallery": "show test images by which head is right, with what teacher, heads and combination say of each",
+    "theory": "measure Appendix A's lemma on temperatures: where it fails, and on how many images of a run it holds",
     "costs": "measure what the second head costs at inference, and what merging tokens saves",
 }
 
 TABLES = ("demo", "table13", "students", "grid", "ablations")
-ANALYSIS = ("gallery",)
+ANALYSIS = ("gallery", "theory")
 
 
 def main(argv: list[str]) -> int:
