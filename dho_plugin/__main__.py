@@ -20,10 +20,13 @@ COMMANDS = {
     "pack": "write shrunk copies of the images of a dataset, for runs that decoding limits",
     "benchmark": "time what is computed once here against the peers' way, results compared first",
     "estimate": "say what a run would cost before it: FLOPs, memory, bytes stored, hours on a named GPU",
+    "gallery": "show test images by which head is right, with what teacher, heads and combination say of each",
+    "theory": "measure Appendix A's lemma on temperatures: where it fails, and on how many images of a run it holds",
     "costs": "measure what the second head costs at inference, and what merging tokens saves",
 }
 
 TABLES = ("demo", "table13", "students", "grid", "ablations")
+ANALYSIS = ("gallery", "theory")
 
 
 def main(argv: list[str]) -> int:
@@ -39,7 +42,7 @@ def main(argv: list[str]) -> int:
                 f"unknown command {argv[0]!r}: expected one of {list(COMMANDS)}.{did_you_mean(argv[0], COMMANDS)}"
             )
         name = argv[0].replace("-", "_")
-        place = ".tables" if name in TABLES else ""
+        place = ".tables" if name in TABLES else ".analysis" if name in ANALYSIS else ""
         return importlib.import_module(f"{place}.{name}", __package__).main(argv[1:])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
