@@ -104,7 +104,7 @@ def answers_of(run: str | Path, split: str = "test", *, root: str = "") -> Answe
     if not stored.fresh():
         trainer = _load(folder, root)
         ce, kd, items, classes = ask(trainer, split)
-        alone = {"alpha": 1.0, "beta": 1.0, "chosen": ""}  # Tip-Adapter has an alpha and beta of its own, of other things
+        alone = {"alpha": 1.0, "beta": 1.0, "chosen": ""}  # Tip-Adapter's own are of other things
         at = (kd is not None and trainer.interpolated()) or alone
         logits = {"ce": ce} if kd is None else {"ce": ce, "kd": kd}
         stored.write(
