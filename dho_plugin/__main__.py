@@ -20,13 +20,14 @@ COMMANDS = {
     "pack": "write shrunk copies of the images of a dataset, for runs that decoding limits",
     "benchmark": "time what is computed once here against the peers' way, results compared first",
     "estimate": "say what a run would cost before it: FLOPs, memory, bytes stored, hours on a named GPU",
+    "heads": "ask a run's two heads, without training: alpha-beta map, ablation, agreement, calibration, shifts",
     "gallery": "show test images by which head is right, with what teacher, heads and combination say of each",
     "theory": "measure Appendix A's lemma on temperatures: where it fails, and on how many images of a run it holds",
     "costs": "measure what the second head costs at inference, and what merging tokens saves",
 }
 
 TABLES = ("demo", "table13", "students", "grid", "ablations")
-ANALYSIS = ("gallery", "theory")
+ANALYSIS = ("heads", "gallery", "theory")
 
 
 def main(argv: list[str]) -> int:

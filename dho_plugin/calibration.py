@@ -7,6 +7,7 @@ are fractions in [0, 1]; sums are in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,9 +33,48 @@ class Concentration(NamedTuple):
     p_value: float
 
 
+class Reliability(NamedTuple):
+    """Images by confidence, see reliability.
+
+    Attributes:
+        images, right: int64 (bins,), how many a bin has, and of these right ones. confidence: float64 (bins,), the sum
+            of their highest probabilities.
+    """
+
+    images: Tensor
+    right: Tensor
+    confidence: Tensor
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Of each bin; nan where it is empty."""
+        return self.right / self.images
+
+    @property
+    def mean_confidence(self) -> Tensor:
+        """Of each bin; nan where it is empty."""
+        return self.confidence / self.images
+
+    @property
+    def error(self) -> float:
+        """ECE: mean over images of |accuracy - confidence| of the bin they fall into."""
+        return (self.right - self.confidence).abs().sum().item() / int(self.images.sum())
+
+    @staticmethod
+    def pooled(parts: Sequence[Reliability]) -> Reliability:
+        """Of all images of several sets."""
+        images, right, confidence = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
+        return Reliability(images, right, confidence)
+
+
 def accuracy(scores: Tensor, labels: Tensor) -> float:
     """Top-1 accuracy; scores are probabilities or logits."""
     return scores.argmax(dim=-1).eq(labels).double().mean().item()
+
+
+def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
+    """How often the true class is among the k highest scores."""
+    return scores.topk(k, dim=-1).indices.eq(labels[:, None]).any(dim=-1).double().mean().item()
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
@@ -50,17 +90,18 @@ def mean_confidence(probabilities: Tensor) -> float:
     return probabilities.max(dim=-1).values.double().mean().item()
 
 
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """ECE (Guo et al., arXiv 1706.04599): mean over images of |accuracy - confidence| of the bin they fall into.
-
-    Bins of equal width over the highest probability, each open below and closed above. It is biased upward where bins
-    hold few images.
-    """
+def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Reliability:
+    """Images by their highest probability, in bins of equal width over [0, 1], each open below and closed above."""
     confidence, predicted = probabilities.double().max(dim=-1)
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gaps = torch.zeros(bins, dtype=torch.float64, device=place.device)
-    gaps.index_add_(0, place, predicted.eq(labels).double() - confidence)
-    return gaps.abs().sum().item() / len(labels)
+    right = predicted.eq(labels)
+    images, hits = (torch.bincount(places, minlength=bins) for places in (place, place[right]))
+    return Reliability(images, hits, torch.bincount(place, confidence, minlength=bins))
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """ECE (Guo et al., arXiv 1706.04599), see Reliability.error. It is biased upward where bins hold few images."""
+    return reliability(probabilities, labels, bins).error
 
 
 def negative_log_likelihood(probabilities: Tensor, labels: Tensor) -> float:

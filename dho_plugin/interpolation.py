@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .contenders import contenders
 from .heads import DualHeadLogits
 
 ALPHA_GRID = tuple(round(0.05 * i, 2) for i in range(21))
 BETA_GRID = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)
-
+_ROWS = 2048  # images at a time
 
 SOURCES = ("fixed", "val", "oracle")
 """Who chose alpha and beta: the configuration, a search on validation images, or one on the test images."""
@@ -59,11 +60,63 @@ def interpolate(logits: DualHeadLogits, *, alpha: float, beta: float) -> Tensor:
     Returns:
         (N, C) probabilities; the prediction is their argmax.
     """
+    return mix(torch.softmax(logits.ce, dim=-1), kd_probabilities(logits.kd, beta=beta), alpha=alpha)
+
+
+def mix(ce: Tensor, kd: Tensor, *, alpha: float) -> Tensor:
+    """Eq. 11 from both heads' probabilities."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is the weight of the CE head and must lie in [0, 1], got {alpha}")
+    return alpha * ce + (1 - alpha) * kd
+
+
+def kd_probabilities(logits: Tensor, *, beta: float) -> Tensor:
+    """The KD head's part of Eq. 11, softmax(kd / beta)."""
     if not beta > 0:
         raise ValueError(f"beta is the temperature of the KD head and must be positive, got {beta}")
-    return alpha * torch.softmax(logits.ce, dim=-1) + (1 - alpha) * torch.softmax(logits.kd / beta, dim=-1)
+    return torch.softmax(logits / beta, dim=-1)
+
+
+def accuracy_grid(
+    logits: DualHeadLogits,
+    labels: Tensor,
+    *,
+    alphas: tuple[float, ...] = ALPHA_GRID,
+    betas: tuple[float, ...] = BETA_GRID,
+) -> Tensor:
+    """Accuracy in percent of Eq. 11 at each alpha and beta: float64 (alphas, betas), on the CPU.
+
+    All is in float64, and the accuracies are those of all classes, although only `contenders` are compared.
+
+    Args:
+        logits: both heads' logits, each (N, C). labels: (N,).
+    """
+    hits = torch.zeros(len(alphas), len(betas), dtype=torch.int64, device=labels.device)
+    for ce, kd, true in zip(*(part.split(_ROWS) for part in (*logits, labels)), strict=True):
+        both = DualHeadLogits(ce.double(), kd.double())
+        classes = contenders(both).classes
+        right = classes.eq(true[:, None])
+        p_ce = torch.softmax(both.ce, dim=-1).gather(-1, classes)
+        for b, beta in enumerate(betas):
+            p_kd = kd_probabilities(both.kd, beta=beta).gather(-1, classes)
+            for a, alpha in enumerate(alphas):
+                winners = mix(p_ce, p_kd, alpha=alpha).argmax(dim=-1, keepdim=True)
+                hits[a, b] += right.gather(-1, winners).sum()
+    return 100.0 * (hits.cpu().double() / len(labels))
+
+
+def best_point(accuracy: Tensor, alphas: tuple[float, ...], betas: tuple[float, ...]) -> AlphaBeta:
+    """The best point of a grid (alphas, betas): of equal ones that with alpha nearest 0.5, then with beta nearest 1.
+
+    A tie should not pick an edge of the grid.
+    """
+    best, best_key = AlphaBeta(alphas[0], betas[0], -1.0), (-1.0, 0.0, 0.0)
+    for beta, of_beta in zip(betas, accuracy.T.tolist(), strict=True):
+        for alpha, value in zip(alphas, of_beta, strict=True):
+            key = (value, -abs(alpha - 0.5), -abs(beta - 1.0))
+            if key > best_key:
+                best, best_key = AlphaBeta(alpha, beta, value), key
+    return best
 
 
 def search_alpha_beta(
@@ -77,8 +130,7 @@ def search_alpha_beta(
 ) -> AlphaBeta:
     """Find the alpha and beta of the highest accuracy on a declared validation split.
 
-    The logits are computed once by the caller; the grid costs no forward pass. Of equal points the one with alpha
-    nearest 0.5, then beta nearest 1, wins: a tie should not pick an edge of the grid.
+    The logits are computed once by the caller; the grid costs no forward pass. See accuracy_grid and best_point.
 
     Args:
         logits: both heads' logits of the split, each (N, C). labels: (N,).
@@ -93,12 +145,4 @@ def search_alpha_beta(
             "alpha and beta may not be searched on the test split: use a validation split, the preset's fixed values, "
             "or ask for the oracle by name (allow_oracle=True) and label the result so"
         )
-    best, best_key = AlphaBeta(alphas[0], betas[0], -1.0), (-1.0, 0.0, 0.0)
-    for beta in betas:
-        for alpha in alphas:
-            hits = interpolate(logits, alpha=alpha, beta=beta).argmax(dim=-1).eq(labels)
-            accuracy = 100.0 * hits.double().mean().item()
-            key = (accuracy, -abs(alpha - 0.5), -abs(beta - 1.0))
-            if key > best_key:
-                best, best_key = AlphaBeta(alpha, beta, accuracy), key
-    return best
+    return best_point(accuracy_grid(logits, labels, alphas=alphas, betas=betas), alphas, betas)

@@ -141,9 +141,19 @@ def is_transductive(folder: str | Path) -> bool:
     return bool(str(folder)) and bool(read(Path(folder).expanduser()).get("transductive"))
 
 
+def caveats(*, oracle: bool, transductive: bool, images: Iterable[str]) -> list[str]:
+    """The words that nobody may overlook, for results on images with these paths."""
+    return ["oracle"] * oracle + ["transductive"] * transductive + ["packed"] * (pack_of(images) is not None)
+
+
+def called(column: str, words: Sequence[str]) -> str:
+    """A column's name with its caveats: "test (oracle, transductive)"."""
+    return f"{column} ({', '.join(words)})" if words else column
+
+
 def named(row: Mapping[str, float], words: Sequence[str]) -> dict[str, float]:
-    """A row of results whose columns carry the words that nobody may overlook: "test (oracle, transductive)"."""
-    return {f"{column} ({', '.join(words)})" if words else column: value for column, value in row.items()}
+    """A row of results, each column `called` so."""
+    return {called(column, words): value for column, value in row.items()}
 
 
 # Parts

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .errors import UsageError
-from .host import build_trainer, get_cfg_default
+from .host import build_trainer, get_cfg_default, set_random_seed
+from .labels import build_labeled_dataset
 from .saved import RECORD, assign, flatten, read_record
 
 
@@ -56,19 +58,35 @@ def load_run(folder: str | Path, changes: Mapping[str, Any] | None = None) -> An
     Raises:
         UsageError: as run_config; no checkpoint; classes that cannot be mapped.
     """
-    with generators_kept():
-        trainer = build_trainer(run_config(folder, changes))
+    with _as_it_began(run_config(folder, changes)) as cfg:
+        trainer = build_trainer(cfg)
         trainer.load_model(str(Path(folder).expanduser()))
     trainer.set_model_mode("eval")
     return trainer
 
 
+def run_dataset(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Any:
+    """The Dassl dataset of a run, with the labelled and validation images that its seed draws; see load_run."""
+    with _as_it_began(run_config(folder, changes)) as cfg:
+        return build_labeled_dataset(cfg)
+
+
+@contextmanager
+def _as_it_began(cfg: Any) -> Iterator[Any]:
+    """Within this context what a run draws is what its seed gave it: K-shot splits are drawn and not kept."""
+    with generators_kept():
+        if cfg.SEED >= 0:
+            set_random_seed(cfg.SEED)
+        yield cfg
+
+
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Leave Python's and torch's random states as they were: a run must not depend on what its teacher drew."""
-    state = random.getstate()
+    """Leave the random states of Python, numpy and torch alone: a run must not depend on what its teacher drew."""
+    state, numbers = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
             yield
     finally:
         random.setstate(state)
+        np.random.set_state(numbers)

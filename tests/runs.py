@@ -24,9 +24,11 @@ PRECISION = _options({"PREC": "fp32"}.get)
 DEPTHS = _options(lambda key: 2 if "DEPTH" in key else None)
 
 
-def words(workspace: Path, trainer: str, output: Path, flags: str = "", options: str = "") -> list[str]:
+def words(
+    workspace: Path, trainer: str, output: Path, flags: str = "", options: str = "", *, dataset: str = "imagenet"
+) -> list[str]:
     """The command line of a small run."""
-    base = f"--trainer {trainer} --dataset imagenet --shots 2 --root {workspace} --output-dir {output}"
+    base = f"--trainer {trainer} --dataset {dataset} --shots 2 --root {workspace} --output-dir {output}"
     if trainer.endswith("CasPL") and trainer != "CasPL":
         options = f"TRAINER.CASPL.BOOSTING {boosting(workspace)} {options}"
     models = f"--backbone {workspace}/student.safetensors --teacher {workspace}/teacher.pt"
@@ -48,9 +50,11 @@ def make(workspace: Path, trainer: str, output: Path, flags: str = "", options: 
     return build_trainer(cfg)
 
 
-def run(workspace: Path, trainer: str, output: Path, flags: str = "", options: str = "") -> dict[str, float]:
+def run(
+    workspace: Path, trainer: str, output: Path, flags: str = "", options: str = "", *, dataset: str = "imagenet"
+) -> dict[str, float]:
     """Train or evaluate; accuracies by column."""
-    args = cli.parser().parse_args(words(workspace, trainer, output, flags, options))
+    args = cli.parser().parse_args(words(workspace, trainer, output, flags, options, dataset=dataset))
     return cli.run(cli.build_config(args), args)
 
 

@@ -70,6 +70,15 @@ def test_other_weights_are_asked_anew(workspace, tmp_path):
     torch.testing.assert_close(answers_of(tmp_path).ce, before.ce + torch.arange(6), atol=1e-4, rtol=1e-4)
 
 
+def test_the_student_before_its_training_is_asked_by_class_names(run, workspace, tmp_path):
+    folder, _ = run
+    row = runs.run(workspace, "ZeroshotCLIP", tmp_path, "--ood")
+    for split in ("test", "A"):
+        found = answers_of(folder, split, zero_shot=True)
+        assert found.kd is None and accuracy(found) == pytest.approx(row[split])
+    assert answers_of(folder).kd is not None  # kept apart
+
+
 def test_half_a_file_is_written_again(run):
     folder, _ = run
     whole = answers_of(folder)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dho_plugin.calibration import (
+    Reliability,
     accuracy,
     brier_score,
     confusions,
@@ -16,7 +17,9 @@ from dho_plugin.calibration import (
     fit_temperature,
     mean_confidence,
     negative_log_likelihood,
+    reliability,
     systematic_confusions,
+    top_k_accuracy,
     wilson_interval,
 )
 
@@ -66,12 +69,44 @@ def test_calibration_error_by_hand_at_the_edge_of_a_bin():
     assert expected_calibration_error(p, labels, bins=2) == pytest.approx((0.5 + 0.7) / 3)
 
 
+def test_bins_of_confidence_by_hand():
+    p = torch.tensor([[0.5, 0.5], [0.7, 0.3], [1.0, 0.0], [0.4, 0.6]], dtype=torch.float64)
+    found = reliability(p, torch.tensor([0, 1, 0, 1]), bins=4)
+    assert found.images.tolist() == [0, 1, 2, 1] and found.right.tolist() == [0, 1, 1, 1]
+    assert found.confidence.tolist() == pytest.approx([0, 0.5, 1.3, 1])
+    assert found.accuracy[1:].tolist() == [1, 0.5, 1] and math.isnan(found.accuracy[0])
+    assert found.mean_confidence[1:].tolist() == pytest.approx([0.5, 0.65, 1])
+    assert found.error == pytest.approx((0.5 + 0.3 + 0) / 4)
+
+
+def test_bins_of_several_sets_are_those_of_all_their_images():
+    logits, labels = example()
+    p = logits.softmax(dim=-1)
+    parts = [reliability(p[:20], labels[:20]), reliability(p[20:], labels[20:])]
+    for mine, wanted in zip(Reliability.pooled(parts), reliability(p, labels), strict=True):
+        torch.testing.assert_close(mine, wanted)
+
+
+@pytest.mark.parametrize("bins", [15, 10])
+def test_against_torchmetrics(bins):
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    logits, labels = example(400, 7)
+    p = logits.softmax(dim=-1)
+    error = functional.multiclass_calibration_error(p, labels, num_classes=7, n_bins=bins, norm="l1")
+    assert expected_calibration_error(p, labels, bins) == pytest.approx(error.item(), abs=1e-6)
+    for k in (1, 3, 5):
+        theirs = functional.multiclass_accuracy(p, labels, num_classes=7, top_k=k, average="micro")
+        assert top_k_accuracy(p, labels, k) == pytest.approx(theirs.item(), abs=1e-6)
+    assert top_k_accuracy(p, labels, 1) == accuracy(p, labels)
+
+
 def test_against_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
     logits, labels = example()
     p = logits.softmax(dim=-1)
     assert negative_log_likelihood(p, labels) == pytest.approx(metrics.log_loss(labels, p))
     assert accuracy(p, labels) == metrics.accuracy_score(labels, p.argmax(dim=-1))
+    assert top_k_accuracy(p, labels, 2) == metrics.top_k_accuracy_score(labels, p, k=2)
     two, of_two = example(c=2)
     q = two.softmax(dim=-1)
     assert brier_score(q, of_two) == pytest.approx(2 * metrics.brier_score_loss(of_two, q[:, 1]))

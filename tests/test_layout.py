@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*ROOT.glob("dho_plugin/**/*.py"), *ROOT.glob("trainers/*.py")])
-CORE = ("heads", "losses", "interpolation", "student")
+CORE = ("contenders", "heads", "losses", "interpolation", "student")
 
 
 def imports(path: Path) -> set[str]:

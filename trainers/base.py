@@ -25,8 +25,7 @@ from ..host import build_lr_scheduler, build_optimizer
 from ..labels import build_labeled_dataset
 from ..loaders import BAD_IMAGES, EpochLoader
 from ..losses import supervised_loss
-from ..manifest import begin, finish, named
-from ..packed import pack_of
+from ..manifest import begin, caveats, finish, named
 from ..pool import check_shots, check_trainable, copy_policy
 from ..precision import CHOICES as PRECISIONS
 from ..precision import Precision
@@ -358,6 +357,8 @@ class MethodTrainer(Stepping):
 
     def caveats(self) -> list[str]:
         """What every result has to say of itself."""
-        oracle = (self.interpolated() or {}).get("chosen") == "oracle"
-        packed = pack_of(item.impath for item in self.dm.dataset.test or []) is not None
-        return ["oracle"] * oracle + ["transductive"] * bool(self.transductive) + ["packed"] * packed
+        return caveats(
+            oracle=(self.interpolated() or {}).get("chosen") == "oracle",
+            transductive=bool(self.transductive),
+            images=(item.impath for item in self.dm.dataset.test or []),
+        )

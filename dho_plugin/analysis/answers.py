@@ -89,20 +89,20 @@ def sets_of(run: str | Path) -> list[str]:
     return ["test", "val", *SHIFTS.get(run_config(run).DATASET.NAME, {})]
 
 
-def answers_of(run: str | Path, split: str = "test", *, root: str = "") -> Answers:
+def answers_of(run: str | Path, split: str = "test", *, root: str = "", zero_shot: bool = False) -> Answers:
     """The logits of a run on one of its sets; the model looks at the images where they are not kept yet.
 
     Args:
         run: output folder of a finished training run. split: one of sets_of. root: where the datasets are now, the
-            run's own folder by default.
+            run's own folder by default. zero_shot: ask the run's student as it was, untrained, by the class names.
 
     Raises:
-        UsageError: no run, or no such set.
+        UsageError: no run, or no such set; zero_shot, and the student is no CLIP model.
     """
     folder = Path(run).expanduser()
-    stored = _Stored(folder, split)
+    stored = _Stored(folder, split, "zero_shot" if zero_shot else "")
     if not stored.fresh():
-        trainer = _load(folder, root)
+        trainer = _load(folder, root, **({"TRAINER.NAME": "ZeroshotCLIP"} if zero_shot else {}))
         ce, kd, items, classes = ask(trainer, split)
         alone = {"alpha": 1.0, "beta": 1.0, "chosen": ""}  # Tip-Adapter's own are of other things
         at = (kd is not None and trainer.interpolated()) or alone
@@ -207,8 +207,8 @@ def _single_head(trainer: Any, images: Tensor) -> Tensor:
     return trainer.model_inference(trainer.student.normalize(images))
 
 
-def _load(folder: Path, root: str) -> Any:
-    changes: dict[str, Any] = {"VERBOSE": False, "STORE.DIR": ""}
+def _load(folder: Path, root: str, **more: Any) -> Any:
+    changes: dict[str, Any] = {"VERBOSE": False, "STORE.DIR": "", **more}
     with redirect_stdout(sys.stderr):  # a command's own output is its document
         return load_run(folder, {**changes, "DATASET.ROOT": root} if root else changes)
 

@@ -116,6 +116,14 @@ def points(difference: Difference) -> str:
     return f"{difference.mean:+.1f}{error}{'*' if difference.clear else ''}"
 
 
+def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
+    """Over seeds, in words: "71.3 ±0.4", without a deviation where all are equal; "missing" where there are none."""
+    if not values or math.isnan(mean(values)):
+        return "missing"
+    spread = f" ±{stdev(values):.{digits}f}" if len(set(values)) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
+
+
 def chance_of_a_star(seeds: int) -> float:
     """How often nothing but (normal) noise is over two standard errors from zero: Student's t, seeds - 1 degrees."""
     degrees, steps = seeds - 1, 2000
@@ -133,9 +141,7 @@ def results_table(
     for row in rows:
         cells = []
         for column in columns:
-            values = list(accuracies(records, row, column).values())
-            spread = f" ±{stdev(values):.1f}" if len(set(values)) > 1 else ""
-            cells.append(f"{mean(values):.1f}{spread}" if values else "missing")
+            cells.append(mean_and_deviation(list(accuracies(records, row, column).values())))
         printed = [paper.value(row, position) for position in range(len(paper.columns))]
         lines.append((row, *cells, *("-" if value is None else f"{value:.1f}" for value in printed)))
     return Table(("top-1, %", *columns, *(f"paper {column}" for column in paper.columns)), tuple(lines))
