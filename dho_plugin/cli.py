@@ -8,7 +8,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .host import (
     set_random_seed,
 )
 from .launch import place
+from .locks import held
 from .manifest import finish, is_transductive, named
 from .predicting import printable
 from .protocol import explain
@@ -345,11 +346,18 @@ def after_stage_one(cfg: Any, args: argparse.Namespace, trainer: str) -> Any:
 
 @contextmanager
 def logged(folder: Path, *, fresh: bool = False) -> Iterator[None]:
-    """Within this context the first process's standard output goes to the log of a run too; see run_log.open_log."""
+    """Within this context the first process's standard output goes to the log of a run too; see run_log.open_log.
+
+    It holds the folder for all of them, unless the log is a fresh one.
+
+    Raises:
+        UsageError: another run holds it.
+    """
     if not is_main():
         yield
         return
-    with open_log(folder, fresh=fresh) as log, redirect_stdout(log):
+    lock = nullcontext() if fresh else held(folder / LOG)
+    with lock, open_log(folder, fresh=fresh) as log, redirect_stdout(log):
         yield
 
 

@@ -25,7 +25,7 @@ def open_log(folder: Path, *, fresh: bool = False) -> Logger:
         fresh: never go on with a log, for what is no training run.
     """
     path = folder / LOG
-    if path.exists() and (fresh or is_over(folder)):
+    if (fresh and path.exists()) or (_size(path) and is_over(folder)):
         log = Logger(f"{path}{time.strftime('-%Y-%m-%d-%H-%M-%S')}")
     else:
         begin(folder)
@@ -38,7 +38,12 @@ def open_log(folder: Path, *, fresh: bool = False) -> Logger:
 def begin(folder: Path) -> None:
     """Take what is written to a run's log from here on for the lines of this process."""
     path = folder / LOG
-    _began[path.absolute()] = path.stat().st_size if path.exists() else 0
+    _began[path.absolute()] = _size(path)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a log; 0 for none, and for one that was made only to be locked."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def is_over(folder: Path) -> bool:

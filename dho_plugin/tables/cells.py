@@ -18,6 +18,7 @@ import torch
 from .. import cli
 from .._version import __version__
 from ..errors import UsageError
+from ..locks import held
 from ..predicting import printable
 from ..run_log import LOG, begin
 from ..saved import check_same_settings, settings
@@ -167,10 +168,20 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def run_cell(cell: Cell, threads: int) -> Outcome:
-    """Train and evaluate one cell in this process; what is printed goes to its log.txt, its end to result.json."""
+    """Train and evaluate one cell in this process; what is printed goes to its log.txt, its end to result.json.
+
+    A cell whose folder another process holds is not run, nor one that another has finished meanwhile.
+    """
     torch.set_num_threads(threads)
+    try:
+        with held(cell.folder / LOG):
+            return finished(cell) or _run(cell)
+    except UsageError as error:
+        return Outcome(cell, {}, f"error: {error}")
+
+
+def _run(cell: Cell) -> Outcome:
     started = time.monotonic()
-    cell.folder.mkdir(parents=True, exist_ok=True)
     begin(cell.folder)
     # Line by line, so that the log of a killed run is complete.
     with (cell.folder / LOG).open("a", 1, encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
