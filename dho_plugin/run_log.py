@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from .embedded.logger import Logger
@@ -33,6 +35,18 @@ def open_log(folder: Path, *, fresh: bool = False) -> Logger:
     if isinstance(log.console, Logger):  # or the result of a stage one would stand in the log of stage two
         log.console = log.console.console
     return log
+
+
+@contextmanager
+def written(path: Path, *, append: bool = False) -> Iterator[Logger]:
+    """Within this context what is printed goes to a file, and not to the console."""
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        redirect_stdout(nowhere),  # for the logger to take as its console
+        Logger(str(path), append=append) as log,
+        redirect_stdout(log),
+    ):
+        yield log
 
 
 def begin(folder: Path) -> None:

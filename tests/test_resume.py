@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import random
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
+import children
 import kills
 import numpy as np
 import pytest
@@ -341,6 +343,31 @@ def test_a_kill_before_the_first_state_begins_anew_in_the_same_log(workspace, tm
     assert cli.main(line) == 0
     assert (tmp_path / "log.txt").read_text().count("\nepoch [") == 2 * STEPS
     assert not list(tmp_path.glob("log.txt-*")) and not (tmp_path / "state").exists()
+
+
+@children.fork
+def test_a_log_that_may_not_grow_stops_the_run_with_one_line_and_the_same_command_goes_on(workspace, tmp_path, capsys):
+    """Behind a megabyte of what was there before, so that the states have room where the log has none."""
+    words = [runs.words(workspace, "LinearProbe", tmp_path / name, "", "TRAIN.SAVE_MINUTES 0") for name in "ab"]
+    assert cli.main(words[0]) == 0
+    whole = (tmp_path / "a" / "log.txt").read_text()
+    before = 1_000_000
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "log.txt").write_text("." * (before - 1) + "\n")
+
+    def start() -> None:
+        with redirect_stderr(io.StringIO()) as said:
+            raise RuntimeError(cli.main(words[1]), said.getvalue())
+
+    until = before + whole.index("batch [2/3]") + 200
+    status, said = children.error_of(start, until).args
+    assert status == 2 and said.count("\n") == 1 and "Traceback" not in said
+    assert said.startswith(f"error: cannot write {tmp_path / 'b' / 'log.txt'} (") and "what was saved" in said
+    assert States(tmp_path / "b" / "state").newest()["batch"] >= 1
+    capsys.readouterr()
+    assert cli.main(words[1]) == 0 and "Going on in " in capsys.readouterr().out
+    log = (tmp_path / "b" / "log.txt").read_text()
+    assert kills.steps_and_results(log) == kills.steps_and_results(whole)
 
 
 def test_a_signal_in_an_evaluation_between_epochs_loses_no_step(workspace, own_validation, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from .._version import __version__
 from ..errors import UsageError
 from ..locks import held
 from ..predicting import printable
-from ..run_log import LOG, begin
+from ..run_log import LOG, begin, written
 from ..saved import check_same_settings, settings
 from ..sealed import write_whole
 from ..shifts import Row
@@ -183,8 +183,7 @@ def run_cell(cell: Cell, threads: int) -> Outcome:
 def _run(cell: Cell) -> Outcome:
     started = time.monotonic()
     begin(cell.folder)
-    # Line by line, so that the log of a killed run is complete.
-    with (cell.folder / LOG).open("a", 1, encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+    with written(cell.folder / LOG, append=True) as log, redirect_stderr(log):
         try:
             cfg, args = configure(cell)
             with listening():
