@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import UsageError
+from .sealed import usable
 
 _held: set[int] = set()  # open files of this process, whose locks it holds
 
@@ -25,10 +26,11 @@ def held(log: Path) -> Iterator[None]:
         log: a file that stays as it is, in a folder; both are made if they are not there.
 
     Raises:
-        UsageError: another process holds it; which one, as far as the system tells.
+        UsageError: another process holds it; which one, as far as the system tells. It cannot be made or written.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_RDWR | os.O_CREAT, 0o666)
+    with usable(log.parent, "choose an output folder"):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(log, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(file)
     try:
         if not _locked(file):

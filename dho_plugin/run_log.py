@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .embedded.logger import Logger
 from .manifest import read
+from .sealed import usable
 from .states import FOLDER as STATE
 
 LOG = "log.txt"
@@ -25,13 +26,17 @@ def open_log(folder: Path, *, fresh: bool = False) -> Logger:
 
     Args:
         fresh: never go on with a log, for what is no training run.
+
+    Raises:
+        UsageError: a folder that cannot be made or written.
     """
     path = folder / LOG
-    if (fresh and path.exists()) or (_size(path) and is_over(folder)):
-        log = Logger(f"{path}{time.strftime('-%Y-%m-%d-%H-%M-%S')}")
-    else:
-        begin(folder)
-        log = Logger(str(path), append=True)
+    with usable(folder, "choose an output folder"):
+        if (fresh and path.exists()) or (_size(path) and is_over(folder)):
+            log = Logger(f"{path}{time.strftime('-%Y-%m-%d-%H-%M-%S')}")
+        else:
+            begin(folder)
+            log = Logger(str(path), append=True)
     if isinstance(log.console, Logger):  # or the result of a stage one would stand in the log of stage two
         log.console = log.console.console
     return log

@@ -148,6 +148,27 @@ def disk_full(path: Path, code: int | None, kept: str = "", needed: int | None =
     )
 
 
+@contextmanager
+def usable(folder: Path, instead: str) -> Iterator[None]:
+    """Within this context what the system has against a folder is an error for people.
+
+    Args:
+        instead: what they are to do, such as "give STORE.DIR a folder".
+
+    Raises:
+        UsageError: an OSError, and what it says.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(
+            f"cannot use {printable(str(folder))} ({printable(str(error))}): {instead} that can be read and written "
+            "and has room"
+        ) from error
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file as a whole or not at all, whoever else writes it at the same time; raises as sealed."""
     with sealed(path, len(text.encode())) as temporary:

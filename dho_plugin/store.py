@@ -14,8 +14,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +25,7 @@ from torch import Tensor
 
 from .errors import UsageError
 from .hashing import hash64
-from .predicting import printable
-from .sealed import write_whole
+from .sealed import usable, write_whole
 
 META = "store.json"
 # One view of one image: 64 bits of a hash of the file's bytes, the box in its pixels, mirrored or not.
@@ -224,15 +223,9 @@ class Index:
         return found
 
 
-@contextmanager
-def using(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(
-            f"cannot use {printable(str(folder))} ({printable(str(error))}): give STORE.DIR a folder that can be read "
-            "and written and has room"
-        ) from error
+def using(folder: Path) -> AbstractContextManager[None]:
+    """Within this context an error of the system is said of STORE.DIR."""
+    return usable(folder, "give STORE.DIR a folder")
 
 
 def records_of(path: Path, dtype: np.dtype) -> np.ndarray:

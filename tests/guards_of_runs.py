@@ -140,6 +140,15 @@ RUNS = (
           "with written(cell.folder / LOG, append=True) as log,",
           "with (cell.folder / LOG).open(\"a\", 1) as log, __import__(\"contextlib\").redirect_stdout(log),",
           "tests/test_sweep.py::test_a_log_on_a_full_disk_costs_its_cell_alone_and_is_named"),
+    Guard(6, "an output folder that cannot be is said", "dho_plugin/locks.py",
+          'with usable(log.parent, "choose an output folder"):', "if True:",
+          "tests/test_cli.py::test_an_output_folder_that_cannot_be_is_said_and_nothing_is_started[file-]"),
+    Guard(6, "also by what only looks", "dho_plugin/run_log.py", 'with usable(folder, "choose an output folder"):',
+          "if True:",
+          "tests/test_cli.py::test_an_output_folder_that_cannot_be_is_said_and_nothing_is_started"
+          "[file---eval-only --model-dir none]"),
+    Guard(6, "and by a grid", "dho_plugin/tables/cells.py", 'with usable(folder, "choose an output folder"):',
+          "if True:", "tests/test_grid.py::test_an_output_folder_that_cannot_be_is_said_before_anything_runs"),
     # A damaged state or checkpoint
     Guard(7, "the checksum is compared", "dho_plugin/sealed.py", "    if found != expected:\n", "    if False:\n",
           "tests/test_states.py::test_a_changed_byte_is_named_and_the_state_before_is_taken"),

@@ -68,6 +68,20 @@ def test_mistakes_are_named_with_the_nearest_right_word(line, message):
         config(line)
 
 
+@pytest.mark.parametrize("flags", ["", "--eval-only --model-dir none"])
+@pytest.mark.parametrize("place", ["file", "file/out", "a" * 300])
+def test_an_output_folder_that_cannot_be_is_said_and_nothing_is_started(
+    workspace, tmp_path, monkeypatch, capsys, place, flags
+):
+    monkeypatch.setattr(cli, "build_trainer", lambda cfg: pytest.fail("too late"))
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(runs.words(workspace, "CoOp", tmp_path / place, flags)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot use {tmp_path / place} (") and said.count("\n") == 1
+    assert "choose an output folder that can be read and written" in said
+    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_missing_folder_is_said_with_what_is_there(tmp_path):
     (tmp_path / "caltech-101").mkdir()
     with pytest.raises(UsageError, match=r"missing folder .*imagenet.*caltech-101"):

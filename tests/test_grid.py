@@ -145,6 +145,13 @@ def test_a_folder_with_other_settings_is_refused_before_anything_runs(interrupte
     assert command(words) == 0
 
 
+def test_an_output_folder_that_cannot_be_is_said_before_anything_runs(trained, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert command(["grid", *SMALL, "--output", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: cannot use ") and "choose an output folder" in said and not trained.done
+
+
 def test_a_failing_cell_is_shown_with_its_log_and_missing_in_the_table(trained, tmp_path, capsys):
     trained.broken.add(("CoOpDHO", "shapes", 16, 1))
     words = "--trainers CoOp,CoOpDHO --datasets shapes,digits --shots 1,16 --seeds 1"

@@ -22,7 +22,7 @@ from ..locks import held
 from ..predicting import printable
 from ..run_log import LOG, begin, written
 from ..saved import check_same_settings, settings
-from ..sealed import write_whole
+from ..sealed import usable, write_whole
 from ..shifts import Row
 from ..stopping import Stopped, listening
 
@@ -160,11 +160,16 @@ def made_by(cells: Iterable[Cell]) -> list[str]:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What a cell has left; empty where it has left none, or half of one, which is no mark of its end."""
-    try:
-        return json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
+    """What a cell has left; empty where it has left none, or half of one, which is no mark of its end.
+
+    Raises:
+        UsageError: a folder that cannot be.
+    """
+    with usable(folder, "choose an output folder"):
+        try:
+            return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
 
 
 def run_cell(cell: Cell, threads: int) -> Outcome:
