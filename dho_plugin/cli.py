@@ -92,24 +92,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def build_config(args: argparse.Namespace) -> Any:
-    """The frozen configuration: defaults, preset, dataset file, trainer file, flags, options, in this order.
+    """The frozen configuration, see `merged`, once what it names was looked at.
 
     Raises:
         UsageError: unknown trainer, dataset, file or key.
     """
-    known = TRAINER_REGISTRY.registered_names()
-    if args.trainer not in known:
-        raise UsageError(
-            f"unknown trainer {args.trainer!r}: expected one of {known}.{did_you_mean(args.trainer, known)}"
-        )
-    cfg = get_cfg_default()
-    _check_data_flags(args)
-    if args.preset != PRESETS[0]:  # the first is what the defaults say
-        merge_file(cfg, config_file("presets", args.preset))
-    merge_file(cfg, args.dataset_config_file or config_file("datasets", dataset_name(args)))
-    merge_file(cfg, trainer_file(args))
-    _merge_flags(cfg, args)
-    merge_options(cfg, args.opts)
+    cfg = merged(args)
     names = DATASET_REGISTRY.registered_names()
     if cfg.DATASET.NAME not in names:
         raise UsageError(
@@ -128,6 +116,28 @@ def build_config(args: argparse.Namespace) -> Any:
     cfg.freeze()
     _check_wishes(cfg, args)
     _check_values(cfg)
+    return cfg
+
+
+def merged(args: argparse.Namespace) -> Any:
+    """Defaults, preset, dataset file, trainer file, flags and options, each over those before it; quick.
+
+    Raises:
+        UsageError: unknown trainer, file or key.
+    """
+    known = TRAINER_REGISTRY.registered_names()
+    if args.trainer not in known:
+        raise UsageError(
+            f"unknown trainer {args.trainer!r}: expected one of {known}.{did_you_mean(args.trainer, known)}"
+        )
+    cfg = get_cfg_default()
+    _check_data_flags(args)
+    if args.preset != PRESETS[0]:  # the first is what the defaults say
+        merge_file(cfg, config_file("presets", args.preset))
+    merge_file(cfg, args.dataset_config_file or config_file("datasets", dataset_name(args)))
+    merge_file(cfg, trainer_file(args))
+    _merge_flags(cfg, args)
+    merge_options(cfg, args.opts)
     return cfg
 
 
@@ -366,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         # Joining may wait for ever for processes that never come, where nothing asks for a flag.
-        with joined(), listening():
+        with joined(cuda=merged(args).USE_CUDA), listening():
             return _main(args)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -279,6 +279,8 @@ RUNS = (
     Guard(37, "a batch is the same for any number of processes", "dho_plugin/loaders.py",
           "start + part.start, part.stop - part.start", "start, part.stop - part.start",
           "tests/test_distributed.py::test_the_parts_of_a_batch_are_the_batch"),
+    Guard(35, "a run on the processor asks for no GPU", "dho_plugin/cli.py", "joined(cuda=merged(args).USE_CUDA)",
+          "joined()", "tests/test_distributed.py::test_a_run_on_the_processor_asks_for_no_gpu"),
     # Seeds
     Guard(38, "seed 0 is a seed of views", "trainers/base.py",
           "self.view_seed = cfg.SEED if cfg.SEED >= 0 else", "self.view_seed = cfg.SEED if cfg.SEED > 0 else",

@@ -449,7 +449,7 @@ def test_processes_that_wait_for_others_die_of_a_signal(monkeypatch):
     heard = []
 
     @contextmanager
-    def joined() -> Iterator[None]:
+    def joined(**_: bool) -> Iterator[None]:
         heard.append(signal.getsignal(signal.SIGTERM))
         yield
 
@@ -460,5 +460,5 @@ def test_processes_that_wait_for_others_die_of_a_signal(monkeypatch):
     monkeypatch.setattr(cli, "joined", joined)
     monkeypatch.setattr(cli, "_main", run)
     before = signal.getsignal(signal.SIGTERM)
-    assert cli.main([]) == 130
+    assert cli.main(["--trainer", "CoOp", "--dataset", "shapes"]) == 130
     assert heard[0] is before and heard[1] is not before
