@@ -8,10 +8,12 @@ import os
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import children
 import kills
@@ -142,6 +144,55 @@ def test_a_kill_behind_the_first_checkpoint(workspace, tmp_path, monkeypatch):
     again = runs.make(workspace, "LinearProbeDHO", tmp_path / "broken", "", options)
     again.train()
     assert again.resumed and kills.unequal(everything(again), everything(whole)) == []
+
+
+class Board:
+    """What TensorBoard shows of a run's folder, in place of its writer."""
+
+    shown: ClassVar[dict[str, list[tuple[str, int, float]]]] = {}
+    waiting: list[tuple[str, int, float]]  # lost in a kill
+
+    def __init__(self, log_dir: str, purge_step: int | None = None) -> None:
+        before = [point for point in self.shown.get(log_dir, []) if purge_step is None or point[1] < purge_step]
+        self.points, self.waiting = before, []
+        self.shown[log_dir] = before
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.waiting.append((tag, step, value))
+
+    def flush(self) -> None:
+        self.points += self.waiting
+        self.waiting.clear()
+
+    close = flush
+
+
+def test_what_is_done_again_stands_once_in_tensorboard(workspace, own_validation, tmp_path, monkeypatch):
+    """Killed in the second epoch, and evaluated once more when it was over."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Board))
+
+    def train(folder: str) -> None:
+        flags = f"--root {own_validation}"
+        runs.make(workspace, "LinearProbe", tmp_path / folder, flags, "TEST.FINAL_MODEL best_val").train()
+
+    def die(trainer: Resumable) -> None:
+        if trainer.epoch == 1 and trainer.batch_idx == 1:
+            trainer._writer.points += trainer._writer.waiting[-3:]  # of the last step, by chance
+            raise ZeroDivisionError
+
+    train("whole")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Resumable, "after_step", die)
+        train("broken")
+    train("broken")
+    train("broken")
+    whole, broken = (Board.shown[str(tmp_path / name / "tensorboard")] for name in ("whole", "broken"))
+    assert sorted(whole) == sorted(broken)
+    places = [point[:2] for point in whole]
+    assert len(set(places)) == len(places)
+    assert [step for tag, step in places if tag == "train/loss"] == list(range(2 * STEPS))
+    assert [step for tag, step in places if tag == "val/accuracy"] == [STEPS - 1, 2 * STEPS - 1]
+    assert [step for tag, step in places if tag == "test/accuracy"] == [2 * STEPS]
 
 
 def test_images_that_were_passed_over_stay_counted(workspace, tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from .. import run_log, stopping
 from ..distributed import agreed, gathered, is_main
 from ..embedded.meters import MetricMeter
 from ..embedded.stepping import steps
+from ..embedded.trainer_base import open_writer
 from ..errors import UsageError
 from ..manifest import read
 from ..saved import best_so_far, load_part, resume_folder
@@ -94,6 +95,8 @@ class Resumable(Evaluated):
         for known in gathered(batches.passed_over()):
             batches.pass_over(known)
         if is_main():
+            if self._writer is not None:  # steps that are not taken again are not written again
+                self._writer.flush()
             self.states.save(self.state(epoch, batch), epoch * self.num_batches + batch)
         self.saved_at = time.monotonic()
 
@@ -104,9 +107,17 @@ class Resumable(Evaluated):
         agreed(0)
 
     def init_writer(self, log_dir: str) -> None:
-        """As the host does, in the first process."""
-        if is_main():
-            super().init_writer(log_dir)
+        """As the host does, in the first process; what is done again is shown once."""
+        if is_main() and self._writer is None:
+            batch = self._state["batch"] if self._state is not None else 0
+            self._writer = open_writer(log_dir, self.start_epoch * len(self.train_loader_x) + batch)
+
+    def shown_at(self, split: str | None) -> int | None:
+        """The last step of the epoch, which is purged with it; the end of the run behind all steps."""
+        if self._writer is None:
+            return None
+        steps = len(self.train_loader_x)
+        return self.max_epoch * steps if split is None else (self.epoch + 1) * steps - 1
 
     def state(self, epoch: int, batch: int) -> dict[str, Any]:
         """Plain values and tensors, with the position to go on at; see `restore`."""
