@@ -38,6 +38,7 @@ from .predicting import printable
 from .protocol import explain
 from .run_log import LOG, is_over, open_log
 from .saved import assign, check_record, flatten
+from .sealed import NO_ROOM
 from .shifts import Row, evaluate_shifts, load_shifts
 from .stopping import REQUEUE, Stopped, listening, requeue
 from .trainers.base import MethodTrainer
@@ -384,6 +385,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PeerStopped as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {error}; what was saved stays. Make room, and the same command goes on", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped at once; the same command goes on from what was last saved", file=sys.stderr)
         return 128 + signal.SIGINT
