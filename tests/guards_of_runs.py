@@ -288,6 +288,8 @@ RUNS = (
           "tests/test_distributed.py::test_the_parts_of_a_batch_are_the_batch"),
     Guard(35, "a run on the processor asks for no GPU", "dho_plugin/cli.py", "joined(cuda=merged(args).USE_CUDA)",
           "joined()", "tests/test_distributed.py::test_a_run_on_the_processor_asks_for_no_gpu"),
+    Guard(36, "copies of a grid are refused", "dho_plugin/__main__.py", "check_alone(argv[0])", "pass",
+          "tests/test_grid.py::test_copies_of_a_grid_are_refused"),
     # Seeds
     Guard(38, "seed 0 is a seed of views", "trainers/base.py",
           "self.view_seed = cfg.SEED if cfg.SEED >= 0 else", "self.view_seed = cfg.SEED if cfg.SEED > 0 else",
