@@ -367,6 +367,34 @@ def test_other_settings_are_named_unless_they_are_forced(workspace, interrupted,
     assert "--resume-force: " in said and "at epoch 1, after batch 2/3" in said
 
 
+def test_another_optimiser_can_be_forced_in_the_middle_of_an_epoch(workspace, interrupted, capsys):
+    words = runs.words(workspace, "CoOp", interrupted, "--resume-force", "OPTIM.NAME adamw")
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert said.count("the optimiser of prompt_learner: what was saved does not fit; started anew, at epoch 1\n") == 1
+    assert "at epoch 1, after batch 2/3" in said and said.count("epoch [1/2]") == 1 and said.count("epoch [2/2]") == 3
+
+
+def test_another_optimiser_can_be_forced_behind_the_last_epoch(workspace, tmp_path, capsys):
+    """Where the states are gone, and checkpoints are what is gone on from."""
+    assert cli.main(runs.words(workspace, "CoOp", tmp_path)) == 0
+    before = torch.load(tmp_path / "prompt_learner/model.pth.tar-2", weights_only=True)["state_dict"]
+    options = "OPTIM.NAME adamw OPTIM.MAX_EPOCH 3 OPTIM.LR 0.0001"
+    with pytest.MonkeyPatch.context() as patch:
+        started = []
+        patch.setattr(Resumable, "after_step", lambda trainer: started or started.append(weights(trainer)))
+        patch.setattr(torch.optim.AdamW, "step", lambda *_: None)
+        assert cli.main(runs.words(workspace, "CoOp", tmp_path, "--resume-force", options)) == 0
+    said = capsys.readouterr().out
+    assert "the optimiser of prompt_learner, the schedule of prompt_learner: what was saved does not fit" in said
+    assert said.count("epoch [3/3]") == 3
+    assert all(torch.equal(value, before[key]) for key, value in started[0].items())
+
+
+def weights(trainer: Resumable) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in trainer._models["prompt_learner"].state_dict().items()}
+
+
 def test_other_shapes_cannot_be_forced(workspace, interrupted):
     with pytest.raises(UsageError, match="does not fit this model"):
         runs.run(workspace, "CoOp", interrupted, "--resume-force", "TRAINER.COOP.N_CTX 4")
