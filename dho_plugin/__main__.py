@@ -6,6 +6,7 @@ import importlib
 import sys
 
 from .errors import UsageError, did_you_mean
+from .launch import check_alone
 
 COMMANDS = {
     "demo": "run the whole comparison on the built-in pictures and print its table",
@@ -44,6 +45,8 @@ def main(argv: list[str]) -> int:
             )
         name = argv[0].replace("-", "_")
         place = ".tables" if name in TABLES else ".analysis" if name in ANALYSIS else ""
+        if name in TABLES:
+            check_alone(argv[0])
         return importlib.import_module(f"{place}.{name}", __package__).main(argv[1:])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
