@@ -6,6 +6,7 @@ import importlib
 import sys
 
 from .errors import UsageError, did_you_mean
+from .launch import check_alone
 
 COMMANDS = {
     "demo": "run the whole comparison on the built-in pictures and print its table",
@@ -23,11 +24,13 @@ COMMANDS = {
     "benchmark": "time what is computed once here against the peers' way, results compared first",
     "estimate": "say what a run would cost before it: FLOPs, memory, bytes stored, hours on a named GPU",
     "heads": "ask a run's two heads, without training: alpha-beta map, ablation, agreement, calibration, shifts",
+    "gallery": "show test images by which head is right, with what teacher, heads and combination say of each",
+    "theory": "measure Appendix A's lemma on temperatures: where it fails, and on how many images of a run it holds",
     "costs": "measure what the second head costs at inference, and what merging tokens saves",
 }
 
 TABLES = ("demo", "table13", "students", "grid", "ablations", "conflict")
-ANALYSIS = ("heads",)
+ANALYSIS = ("heads", "gallery", "theory")
 
 
 def main(argv: list[str]) -> int:
@@ -44,6 +47,8 @@ def main(argv: list[str]) -> int:
             )
         name = argv[0].replace("-", "_")
         place = ".tables" if name in TABLES else ".analysis" if name in ANALYSIS else ""
+        if name in TABLES:
+            check_alone(argv[0])
         return importlib.import_module(f"{place}.{name}", __package__).main(argv[1:])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

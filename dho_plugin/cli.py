@@ -8,7 +8,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,13 @@ from .host import (
     set_random_seed,
 )
 from .launch import place
+from .locks import held
 from .manifest import finish, is_transductive, named
 from .predicting import printable
 from .protocol import explain
 from .run_log import LOG, is_over, open_log
 from .saved import assign, check_record, flatten
+from .sealed import NO_ROOM
 from .shifts import Row, evaluate_shifts, load_shifts
 from .stopping import REQUEUE, Stopped, listening, requeue
 from .trainers.base import MethodTrainer
@@ -91,24 +93,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def build_config(args: argparse.Namespace) -> Any:
-    """The frozen configuration: defaults, preset, dataset file, trainer file, flags, options, in this order.
+    """The frozen configuration, see `merged`, once what it names was looked at.
 
     Raises:
         UsageError: unknown trainer, dataset, file or key.
     """
-    known = TRAINER_REGISTRY.registered_names()
-    if args.trainer not in known:
-        raise UsageError(
-            f"unknown trainer {args.trainer!r}: expected one of {known}.{did_you_mean(args.trainer, known)}"
-        )
-    cfg = get_cfg_default()
-    _check_data_flags(args)
-    if args.preset != PRESETS[0]:  # the first is what the defaults say
-        merge_file(cfg, config_file("presets", args.preset))
-    merge_file(cfg, args.dataset_config_file or config_file("datasets", dataset_name(args)))
-    merge_file(cfg, trainer_file(args))
-    _merge_flags(cfg, args)
-    merge_options(cfg, args.opts)
+    cfg = merged(args)
     names = DATASET_REGISTRY.registered_names()
     if cfg.DATASET.NAME not in names:
         raise UsageError(
@@ -127,6 +117,28 @@ def build_config(args: argparse.Namespace) -> Any:
     cfg.freeze()
     _check_wishes(cfg, args)
     _check_values(cfg)
+    return cfg
+
+
+def merged(args: argparse.Namespace) -> Any:
+    """Defaults, preset, dataset file, trainer file, flags and options, each over those before it; quick.
+
+    Raises:
+        UsageError: unknown trainer, file or key.
+    """
+    known = TRAINER_REGISTRY.registered_names()
+    if args.trainer not in known:
+        raise UsageError(
+            f"unknown trainer {args.trainer!r}: expected one of {known}.{did_you_mean(args.trainer, known)}"
+        )
+    cfg = get_cfg_default()
+    _check_data_flags(args)
+    if args.preset != PRESETS[0]:  # the first is what the defaults say
+        merge_file(cfg, config_file("presets", args.preset))
+    merge_file(cfg, args.dataset_config_file or config_file("datasets", dataset_name(args)))
+    merge_file(cfg, trainer_file(args))
+    _merge_flags(cfg, args)
+    merge_options(cfg, args.opts)
     return cfg
 
 
@@ -345,11 +357,18 @@ def after_stage_one(cfg: Any, args: argparse.Namespace, trainer: str) -> Any:
 
 @contextmanager
 def logged(folder: Path, *, fresh: bool = False) -> Iterator[None]:
-    """Within this context the first process's standard output goes to the log of a run too; see run_log.open_log."""
+    """Within this context the first process's standard output goes to the log of a run too; see run_log.open_log.
+
+    It holds the folder for all of them, unless the log is a fresh one.
+
+    Raises:
+        UsageError: another run holds it.
+    """
     if not is_main():
         yield
         return
-    with open_log(folder, fresh=fresh) as log, redirect_stdout(log):
+    lock = nullcontext() if fresh else held(folder / LOG)
+    with lock, open_log(folder, fresh=fresh) as log, redirect_stdout(log):
         yield
 
 
@@ -358,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         # Joining may wait for ever for processes that never come, where nothing asks for a flag.
-        with joined(), listening():
+        with joined(cuda=merged(args).USE_CUDA), listening():
             return _main(args)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -366,6 +385,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PeerStopped as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {error}; what was saved stays. Make room, and the same command goes on", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped at once; the same command goes on from what was last saved", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -43,10 +43,33 @@ def place() -> Place | None:
     return Place(size, *ranks)
 
 
-def _check_slurm() -> None:
-    """Refuse to be one of several equal runs, which would write into one folder. A shell of srun's is no such copy."""
+def check_alone(command: str) -> None:
+    """Refuse to be one of several copies of a command that starts runs itself.
+
+    Raises:
+        UsageError: torchrun or srun has started them.
+    """
+    starter, copies = "srun", _copies()
+    if copies == 1 and (here := place()) is not None:
+        starter, copies = "torchrun", here.size
+    if copies > 1:
+        raise UsageError(
+            f"{starter} has started {copies} copies of {command}, each of which would start all runs: start it once "
+            "(srun --ntasks 1, no torchrun). It takes several runs at a time by itself (--jobs), and grid --launcher "
+            "slurm makes each a job. Where the copies do different things: env -u SLURM_STEP_NUM_TASKS before python"
+        )
+
+
+def _copies() -> int:
+    """How many equal processes srun has started, of which this is one. A shell of srun's is no such copy."""
     copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if copies.isdecimal() and int(copies) > 1 and "SLURM_PTY_PORT" not in os.environ:
+    return int(copies) if copies.isdecimal() and "SLURM_PTY_PORT" not in os.environ else 1
+
+
+def _check_slurm() -> None:
+    """Refuse to be one of several equal runs, which would write into one folder."""
+    copies = _copies()
+    if copies > 1:
         raise UsageError(
             f"srun has started {copies} processes that know nothing of each other and would write into one folder. For "
             "one run on all of them: srun --ntasks-per-node 1 torchrun --nproc_per_node N ...; for different runs: "

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from .embedded.logger import Logger
 from .manifest import read
+from .sealed import usable
 from .states import FOLDER as STATE
 
 LOG = "log.txt"
@@ -23,22 +26,43 @@ def open_log(folder: Path, *, fresh: bool = False) -> Logger:
 
     Args:
         fresh: never go on with a log, for what is no training run.
+
+    Raises:
+        UsageError: a folder that cannot be made or written.
     """
     path = folder / LOG
-    if path.exists() and (fresh or is_over(folder)):
-        log = Logger(f"{path}{time.strftime('-%Y-%m-%d-%H-%M-%S')}")
-    else:
-        begin(folder)
-        log = Logger(str(path), append=True)
+    with usable(folder, "choose an output folder"):
+        if (fresh and path.exists()) or (_size(path) and is_over(folder)):
+            log = Logger(f"{path}{time.strftime('-%Y-%m-%d-%H-%M-%S')}")
+        else:
+            begin(folder)
+            log = Logger(str(path), append=True)
     if isinstance(log.console, Logger):  # or the result of a stage one would stand in the log of stage two
         log.console = log.console.console
     return log
 
 
+@contextmanager
+def written(path: Path, *, append: bool = False) -> Iterator[Logger]:
+    """Within this context what is printed goes to a file, and not to the console."""
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        redirect_stdout(nowhere),  # for the logger to take as its console
+        Logger(str(path), append=append) as log,
+        redirect_stdout(log),
+    ):
+        yield log
+
+
 def begin(folder: Path) -> None:
     """Take what is written to a run's log from here on for the lines of this process."""
     path = folder / LOG
-    _began[path.absolute()] = path.stat().st_size if path.exists() else 0
+    _began[path.absolute()] = _size(path)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a log; 0 for none, and for one that was made only to be locked."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def is_over(folder: Path) -> bool:

@@ -69,18 +69,18 @@ def sealed(path: Path, needed: int) -> Iterator[Path]:
     remove_stale(path.parent)
     disk = shutil.disk_usage(path.parent)
     if disk.total and needed > disk.free:  # some network disks report zeros
-        raise _disk_full(path, needed, os.strerror(errno.ENOSPC))
+        raise disk_full(path, errno.ENOSPC, _kept(path), needed)
     temporary = path.with_name(f"{path.name}.{_HOST}-{os.getpid()}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if _code(error) in NO_ROOM:
-            raise _disk_full(path, needed, os.strerror(_code(error))) from error
+            raise disk_full(path, _code(error), _kept(path), needed) from error
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def remove_stale(folder: Path) -> None:
@@ -107,7 +107,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     folder = path.is_dir()
     if folder and sys.platform == "win32":  # which cannot open one
@@ -129,13 +129,44 @@ def _code(error: BaseException) -> Any:
     return int(found[1]) if found else None
 
 
-def _disk_full(path: Path, needed: int, reason: str) -> DiskFull:
+def _kept(path: Path) -> str:
+    return "the file that is there is kept" if path.exists() else ""
+
+
+def disk_full(path: Path, code: int | None, kept: str = "", needed: int | None = None) -> DiskFull:
+    """The error of a file that does not fit.
+
+    Args:
+        path: of the file. code: what the system said (errno). kept: what is not lost. needed: bytes, about.
+    """
     free = shutil.disk_usage(path.parent).free
-    kept = "; the file that is there is kept" if path.exists() else ""
+    wanted = "" if needed is None else f"it needs about {needed:,} bytes, and "
+    reason, kept = os.strerror(code or errno.ENOSPC), f"; {kept}" if kept else ""
     return DiskFull(
-        f"cannot write {printable(str(path))} ({reason}): it needs about {needed:,} bytes, and {free:,} bytes are free "
-        f"in its folder{kept}. Make room, or raise the quota or limit, and give the same command again"
+        f"cannot write {printable(str(path))} ({reason}): {wanted}{free:,} bytes are free in its folder{kept}. "
+        "Make room, or raise the quota or limit, and give the same command again"
     )
+
+
+@contextmanager
+def usable(folder: Path, instead: str) -> Iterator[None]:
+    """Within this context what the system has against a folder is an error for people.
+
+    Args:
+        instead: what they are to do, such as "give STORE.DIR a folder".
+
+    Raises:
+        UsageError: an OSError, and what it says.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(
+            f"cannot use {printable(str(folder))} ({printable(str(error))}): {instead} that can be read and written "
+            "and has room"
+        ) from error
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from .distributed import is_main, main_first
 from .host import build_dataset
+from .run_log import LOG, written
 
 Row = dict[str, float]
 """Accuracy in percent by column name."""
@@ -42,8 +42,7 @@ def evaluate_shifts(trainer: Any, shifts: Mapping[str, Any], output: Path) -> Ro
     row: Row = {}
     for column, dataset in shifts.items():
         folder = output / "shifts" / column
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "log.txt" if is_main() else Path(os.devnull)
-        with file.open("w") as log, redirect_stdout(log), trainer.testing_on(dataset, str(folder)):
+        file = folder / LOG if is_main() else Path(os.devnull)
+        with written(file), trainer.testing_on(dataset, str(folder)):
             row[column] = trainer.test(split="test")
     return row

@@ -34,7 +34,7 @@ from dho_plugin import cli, stopping, stored_features
 
 PHASES = ("step", "save", "in an evaluation", "while STORE.DIR was filled")
 TIMES = re.compile(r" (time|data) \S+ \(\S+\)| eta \S+|Elapsed: .*")
-SECONDS = 100
+SECONDS = 300
 # The files of a run, those of its stage one and of its shifted test sets.
 DOCUMENTED = re.compile(
     r"(stage_one/)?((log\.txt|config\.yaml|manifest\.json|split\.json|conflict\.csv)|shifts/\w+/log\.txt"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -66,6 +67,32 @@ def test_mistakes_exit_with_2_and_one_line(workspace, tmp_path, capsys):
 def test_mistakes_are_named_with_the_nearest_right_word(line, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         config(line)
+
+
+@pytest.mark.parametrize("flags", ["", "--eval-only --model-dir none"])
+@pytest.mark.parametrize("place", ["file", "file/out", "a" * 300])
+def test_an_output_folder_that_cannot_be_is_said_and_nothing_is_started(
+    workspace, tmp_path, monkeypatch, capsys, place, flags
+):
+    monkeypatch.setattr(cli, "build_trainer", lambda cfg: pytest.fail("too late"))
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(runs.words(workspace, "CoOp", tmp_path / place, flags)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot use {tmp_path / place} (") and said.count("\n") == 1
+    assert "choose an output folder that can be read and written" in said
+    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_one_line_whoever_meets_it(workspace, tmp_path, monkeypatch, capsys):
+    """TensorBoard's writer, for one."""
+    error = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(cli, "_main", lambda args: (_ for _ in ()).throw(error))
+    assert cli.main(runs.words(workspace, "CoOp", tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: [Errno 28] No space left on device; what was saved") and said.count("\n") == 1
+    error.errno = errno.EIO
+    with pytest.raises(OSError, match="No space"):
+        cli.main(runs.words(workspace, "CoOp", tmp_path))
 
 
 def test_a_missing_folder_is_said_with_what_is_there(tmp_path):

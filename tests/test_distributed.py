@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dho_plugin import distributed
+from dho_plugin import cli, distributed
 from dho_plugin.batch_norm import WholeBatchNorm, synchronised
 from dho_plugin.distributed import (
     PeerStopped,
@@ -163,6 +163,29 @@ def test_the_others_end_with_a_process_that_ends(how):
             assert "dho_plugin.distributed.PeerStopped: another process" in outcome.error
         else:
             assert ("its own disk is full" if how == "error" else "ended with status -9") in outcome.error
+
+
+def stand_still() -> None:
+    with joined():
+        agreed(0)
+        if rank() == 1:
+            time.sleep(60)
+        agreed(1)
+
+
+def test_a_process_that_stands_still_is_waited_for_as_long_as_was_asked(monkeypatch):
+    monkeypatch.setenv("DHO_PATIENCE", "0.05")
+    with pytest.raises(TimeoutError) as error:
+        processes.run(2, stand_still, seconds=30)
+    said = "PeerStopped: another process of this run has not come for 0:00:03 (DHO_PATIENCE)"
+    assert "processes [1] have not ended" in str(error.value) and said in str(error.value)
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "nan", "1e300"])
+def test_a_patience_that_is_none_is_refused(taken, monkeypatch, given):
+    monkeypatch.setenv("DHO_PATIENCE", given)
+    with pytest.raises(UsageError, match=f"DHO_PATIENCE={given}: expected minutes"), joined(cuda=False):
+        pass
 
 
 # Shares
@@ -384,9 +407,10 @@ def test_a_single_process_is_known_as_one(monkeypatch, environment):
         assert world_size() == 1
 
 
-def test_the_place_on_the_machine_picks_the_gpu(monkeypatch):
-    """Process 5 of 6 on two machines is the second of its own."""
-    taken = []
+@pytest.fixture
+def taken(monkeypatch) -> list:
+    """What this process takes as process 5 of 6 on two machines of two GPUs, where it is the second of three."""
+    taken: list = []
     place = {"WORLD_SIZE": "6", "RANK": "5", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
     for name, value in {**place, "LOCAL_WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
@@ -395,6 +419,10 @@ def test_the_place_on_the_machine_picks_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: taken.append(backend))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    return taken
+
+
+def test_the_place_on_the_machine_picks_the_gpu(taken, monkeypatch):
     with joined():
         pass
     assert taken == [1, "cpu:gloo,cuda:nccl"]
@@ -407,6 +435,15 @@ def test_the_place_on_the_machine_picks_the_gpu(monkeypatch):
         joined(),
     ):
         pass
+
+
+@pytest.mark.parametrize(("options", "expected"), [("USE_CUDA False", ["gloo"]), ("", [])])
+def test_a_run_on_the_processor_asks_for_no_gpu(taken, monkeypatch, capsys, options, expected):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(cli, "_main", lambda args: 0)
+    status = cli.main(["--trainer", "CoOp", "--dataset", "shapes", *options.split()])
+    assert taken == expected and status == (0 if expected else 2)
+    assert ("3 processes on a machine that shows 2 GPUs" in capsys.readouterr().err) == (not expected)
 
 
 def test_torchrun_starts_them(tmp_path):

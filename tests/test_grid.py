@@ -25,6 +25,7 @@ import yaml
 from dho_plugin import cli
 from dho_plugin.__main__ import main as command
 from dho_plugin.errors import UsageError
+from dho_plugin.launch import TORCHRUN
 from dho_plugin.tables import grid, slurm, sweep
 from dho_plugin.tables.cells import LOG, RESULT, Cell, Method, Outcome, run_cell
 from dho_plugin.tables.grid import local_slots, parse, plan_grid
@@ -102,6 +103,26 @@ def test_mistakes_are_said_before_anything_runs(words, message, trained, tmp_pat
     assert message in capsys.readouterr().err and not trained.done
 
 
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "srun has started 4 copies of grid"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "WORLD_SIZE": "8"}, "srun has started 4 copies of grid"),
+        ({name: "2" for name in TORCHRUN}, "torchrun has started 2 copies of grid"),
+    ],
+)
+def test_copies_of_a_grid_are_refused(environment, message, trained, tmp_path, monkeypatch, capsys):
+    words = ["grid", *SMALL, "--output", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        assert command(words) == 2
+    said = capsys.readouterr().err
+    assert message in said and "srun --ntasks 1" in said and not trained.done and not list(tmp_path.iterdir())
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert command(words) == 0
+
+
 def test_a_dry_run_prints_the_commands_and_how_many_are_finished(trained, tmp_path, capsys):
     words = ["grid", *SMALL, "--output", str(tmp_path)]
     assert command([*words, "--seeds", "1"]) == 0
@@ -143,6 +164,13 @@ def test_a_folder_with_other_settings_is_refused_before_anything_runs(interrupte
     assert command([*words, "OPTIM.LR", "0.5"]) == 2
     assert "OPTIM.LR: 0.001 there, 0.5 now" in capsys.readouterr().err and not trained.done
     assert command(words) == 0
+
+
+def test_an_output_folder_that_cannot_be_is_said_before_anything_runs(trained, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert command(["grid", *SMALL, "--output", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: cannot use ") and "choose an output folder" in said and not trained.done
 
 
 def test_a_failing_cell_is_shown_with_its_log_and_missing_in_the_table(trained, tmp_path, capsys):

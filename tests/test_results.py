@@ -50,18 +50,18 @@ def test_a_table_by_shots_has_every_row_and_column_its_command_makes(path):
             assert f"\n| {method.row} " in own, (block.name, method.row)
 
 
-def test_readme_quotes_the_students():
-    """Rows of README's extract by shots are rows of the committed table; so are the lines on the kinds of teacher."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_on_students_quotes_the_tables():
+    """Rows of its extract by shots are rows of the committed table; so are the lines on the kinds of teacher."""
+    page = (ROOT / "docs" / "students.md").read_text(encoding="utf-8")
     shapes = (ROOT / "scripts/results/students_shapes.md").read_text(encoding="utf-8")
-    extract = readme.partition("| top-1, % | 1-shot |")[2].partition("\n\n")[0].splitlines()[2:]
+    extract = page.partition("| top-1, % | 1-shot |")[2].partition("\n\n")[0].splitlines()[2:]
     for line in extract:
         row, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         own = " +\\| +".join(map(re.escape, cells))
         assert re.search(rf"^\| {re.escape(row)} +\| +{own} \|", shapes, re.MULTILINE), row
     assert len(extract) == 5
     digits = (ROOT / "scripts/results/students_digits.md").read_text(encoding="utf-8").partition("## By teacher")[2]
-    found = readme.partition("| the teacher's errors | teacher | DHO minus CEKD")[2].partition("\n\n")[0]
+    found = page.partition("| the teacher's errors | teacher | DHO minus CEKD")[2].partition("\n\n")[0]
     for line, kind in zip(found.splitlines()[2:], ("confused", "noisy", "clean"), strict=True):
         _, *numbers, counts = (cell.strip() for cell in line.strip("|").split("|"))
         own = next(line for line in digits.splitlines() if line.startswith(f"| {kind} "))

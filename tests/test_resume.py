@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
+import children
 import kills
 import numpy as np
 import pytest
@@ -140,6 +144,55 @@ def test_a_kill_behind_the_first_checkpoint(workspace, tmp_path, monkeypatch):
     again = runs.make(workspace, "LinearProbeDHO", tmp_path / "broken", "", options)
     again.train()
     assert again.resumed and kills.unequal(everything(again), everything(whole)) == []
+
+
+class Board:
+    """What TensorBoard shows of a run's folder, in place of its writer."""
+
+    shown: ClassVar[dict[str, list[tuple[str, int, float]]]] = {}
+    waiting: list[tuple[str, int, float]]  # lost in a kill
+
+    def __init__(self, log_dir: str, purge_step: int | None = None) -> None:
+        before = [point for point in self.shown.get(log_dir, []) if purge_step is None or point[1] < purge_step]
+        self.points, self.waiting = before, []
+        self.shown[log_dir] = before
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.waiting.append((tag, step, value))
+
+    def flush(self) -> None:
+        self.points += self.waiting
+        self.waiting.clear()
+
+    close = flush
+
+
+def test_what_is_done_again_stands_once_in_tensorboard(workspace, own_validation, tmp_path, monkeypatch):
+    """Killed in the second epoch, and evaluated once more when it was over."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Board))
+
+    def train(folder: str) -> None:
+        flags = f"--root {own_validation}"
+        runs.make(workspace, "LinearProbe", tmp_path / folder, flags, "TEST.FINAL_MODEL best_val").train()
+
+    def die(trainer: Resumable) -> None:
+        if trainer.epoch == 1 and trainer.batch_idx == 1:
+            trainer._writer.points += trainer._writer.waiting[-3:]  # of the last step, by chance
+            raise ZeroDivisionError
+
+    train("whole")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Resumable, "after_step", die)
+        train("broken")
+    train("broken")
+    train("broken")
+    whole, broken = (Board.shown[str(tmp_path / name / "tensorboard")] for name in ("whole", "broken"))
+    assert sorted(whole) == sorted(broken)
+    places = [point[:2] for point in whole]
+    assert len(set(places)) == len(places)
+    assert [step for tag, step in places if tag == "train/loss"] == list(range(2 * STEPS))
+    assert [step for tag, step in places if tag == "val/accuracy"] == [STEPS - 1, 2 * STEPS - 1]
+    assert [step for tag, step in places if tag == "test/accuracy"] == [2 * STEPS]
 
 
 def test_images_that_were_passed_over_stay_counted(workspace, tmp_path, monkeypatch, capsys):
@@ -314,6 +367,34 @@ def test_other_settings_are_named_unless_they_are_forced(workspace, interrupted,
     assert "--resume-force: " in said and "at epoch 1, after batch 2/3" in said
 
 
+def test_another_optimiser_can_be_forced_in_the_middle_of_an_epoch(workspace, interrupted, capsys):
+    words = runs.words(workspace, "CoOp", interrupted, "--resume-force", "OPTIM.NAME adamw")
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert said.count("the optimiser of prompt_learner: what was saved does not fit; started anew, at epoch 1\n") == 1
+    assert "at epoch 1, after batch 2/3" in said and said.count("epoch [1/2]") == 1 and said.count("epoch [2/2]") == 3
+
+
+def test_another_optimiser_can_be_forced_behind_the_last_epoch(workspace, tmp_path, capsys):
+    """Where the states are gone, and checkpoints are what is gone on from."""
+    assert cli.main(runs.words(workspace, "CoOp", tmp_path)) == 0
+    before = torch.load(tmp_path / "prompt_learner/model.pth.tar-2", weights_only=True)["state_dict"]
+    options = "OPTIM.NAME adamw OPTIM.MAX_EPOCH 3 OPTIM.LR 0.0001"
+    with pytest.MonkeyPatch.context() as patch:
+        started = []
+        patch.setattr(Resumable, "after_step", lambda trainer: started or started.append(weights(trainer)))
+        patch.setattr(torch.optim.AdamW, "step", lambda *_: None)
+        assert cli.main(runs.words(workspace, "CoOp", tmp_path, "--resume-force", options)) == 0
+    said = capsys.readouterr().out
+    assert "the optimiser of prompt_learner, the schedule of prompt_learner: what was saved does not fit" in said
+    assert said.count("epoch [3/3]") == 3
+    assert all(torch.equal(value, before[key]) for key, value in started[0].items())
+
+
+def weights(trainer: Resumable) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in trainer._models["prompt_learner"].state_dict().items()}
+
+
 def test_other_shapes_cannot_be_forced(workspace, interrupted):
     with pytest.raises(UsageError, match="does not fit this model"):
         runs.run(workspace, "CoOp", interrupted, "--resume-force", "TRAINER.COOP.N_CTX 4")
@@ -341,6 +422,31 @@ def test_a_kill_before_the_first_state_begins_anew_in_the_same_log(workspace, tm
     assert cli.main(line) == 0
     assert (tmp_path / "log.txt").read_text().count("\nepoch [") == 2 * STEPS
     assert not list(tmp_path.glob("log.txt-*")) and not (tmp_path / "state").exists()
+
+
+@children.fork
+def test_a_log_that_may_not_grow_stops_the_run_with_one_line_and_the_same_command_goes_on(workspace, tmp_path, capsys):
+    """Behind a megabyte of what was there before, so that the states have room where the log has none."""
+    words = [runs.words(workspace, "LinearProbe", tmp_path / name, "", "TRAIN.SAVE_MINUTES 0") for name in "ab"]
+    assert cli.main(words[0]) == 0
+    whole = (tmp_path / "a" / "log.txt").read_text()
+    before = 1_000_000
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "log.txt").write_text("." * (before - 1) + "\n")
+
+    def start() -> None:
+        with redirect_stderr(io.StringIO()) as said:
+            raise RuntimeError(cli.main(words[1]), said.getvalue())
+
+    until = before + whole.index("batch [2/3]") + 200
+    status, said = children.error_of(start, until).args
+    assert status == 2 and said.count("\n") == 1 and "Traceback" not in said
+    assert said.startswith(f"error: cannot write {tmp_path / 'b' / 'log.txt'} (") and "what was saved" in said
+    assert States(tmp_path / "b" / "state").newest()["batch"] >= 1
+    capsys.readouterr()
+    assert cli.main(words[1]) == 0 and "Going on in " in capsys.readouterr().out
+    log = (tmp_path / "b" / "log.txt").read_text()
+    assert kills.steps_and_results(log) == kills.steps_and_results(whole)
 
 
 def test_a_signal_in_an_evaluation_between_epochs_loses_no_step(workspace, own_validation, tmp_path, monkeypatch):
@@ -422,7 +528,7 @@ def test_processes_that_wait_for_others_die_of_a_signal(monkeypatch):
     heard = []
 
     @contextmanager
-    def joined() -> Iterator[None]:
+    def joined(**_: bool) -> Iterator[None]:
         heard.append(signal.getsignal(signal.SIGTERM))
         yield
 
@@ -433,5 +539,5 @@ def test_processes_that_wait_for_others_die_of_a_signal(monkeypatch):
     monkeypatch.setattr(cli, "joined", joined)
     monkeypatch.setattr(cli, "_main", run)
     before = signal.getsignal(signal.SIGTERM)
-    assert cli.main([]) == 130
+    assert cli.main(["--trainer", "CoOp", "--dataset", "shapes"]) == 130
     assert heard[0] is before and heard[1] is not before

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from dho_plugin import run_log
+from dho_plugin.sealed import DiskFull
 from dho_plugin.states import FOLDER
 
 ENDED = "epoch [1/1]\nFinish training\n* accuracy: 50.0%\n"
@@ -93,3 +95,20 @@ def test_of_nested_logs_the_inner_has_the_lines(tmp_path, capsys):
     assert (tmp_path / "log.txt").read_text() == "stage two\n"
     assert (tmp_path / "stage_one" / "log.txt").read_text() == "Finish training\n"
     assert capsys.readouterr().out == "Finish training\nstage two\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_said_once_and_the_console_still_hears(tmp_path, capsys):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with pytest.raises(DiskFull) as error, run_log.open_log(tmp_path) as log, redirect_stdout(log):
+        try:
+            print("epoch [1/2]")
+        finally:
+            print("going down", flush=True)
+    said = str(error.value)
+    assert said.startswith(f"cannot write {tmp_path / 'log.txt'} ({os.strerror(28)}): ") and "\n" not in said
+    assert " bytes are free in its folder; what was saved of the run stays. Make room" in said
+    assert capsys.readouterr().out == "epoch [1/2]\ngoing down\n"
+    with pytest.raises(DiskFull), run_log.written(tmp_path / "log.txt", append=True):
+        print("a cell's")
+    assert capsys.readouterr().out == ""

@@ -155,6 +155,16 @@ def test_a_failing_cell_leaves_the_others(trained, tmp_path, capsys):
     assert not run(cells)[1] and trained.done == [("CoOp", 1), ("LinearProbe", 1)]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_log_on_a_full_disk_costs_its_cell_alone_and_is_named(trained, tmp_path):
+    cells = plan([PROBE], [1, 2], tmp_path, FLAGS)
+    cells[0].folder.mkdir(parents=True)
+    (cells[0].folder / LOG).symlink_to("/dev/full")
+    records, failed = run(cells)
+    assert {(record.row, record.seed) for record in records} == {("LP", 2)}
+    assert failed[0].error.startswith(f"error: cannot write {cells[0].folder / LOG} (No space left on device): ")
+
+
 def test_stage_two_reads_the_folder_of_stage_one_of_its_seed(tmp_path):
     cells = plan(STAGES, [1, 2], tmp_path, FLAGS)
     assert cells[3].words[-2:] == ("RESUME", f"{cell_folder(tmp_path, 'one', 2)}/checkpoints")

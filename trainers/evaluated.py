@@ -62,8 +62,13 @@ class Evaluated(TrainerX):
             print(f"{self.cfg.DATASET.NAME} has no test images here: nothing is evaluated")
             self.last_accuracy = math.nan
         else:
-            self.last_accuracy = evaluation(self, split, partial(self.answers, model=self.model_inference))
+            answers = partial(self.answers, model=self.model_inference)
+            self.last_accuracy = evaluation(self, split, answers, self.shown_at(split))
         return self.last_accuracy
+
+    def shown_at(self, split: str | None) -> int | None:
+        """The step at which TensorBoard shows an evaluation; None for the number of the epoch."""
+        return None
 
     def answers(self, loader: DataLoader, model: Callable[[Tensor], T]) -> Iterator[tuple[T, Tensor]]:
         """What a model says of the images of a loader, and their labels, batch by batch.

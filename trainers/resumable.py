@@ -12,10 +12,13 @@ from .. import run_log, stopping
 from ..distributed import agreed, gathered, is_main
 from ..embedded.meters import MetricMeter
 from ..embedded.stepping import steps
+from ..embedded.trainer_base import open_writer
 from ..errors import UsageError
+from ..host import load_checkpoint
 from ..manifest import read
 from ..saved import best_so_far, load_part, resume_folder
 from ..states import FOLDER, States, random_states, restore_random_states
+from ..taken_over import take_over
 from .evaluated import Evaluated
 
 
@@ -94,6 +97,8 @@ class Resumable(Evaluated):
         for known in gathered(batches.passed_over()):
             batches.pass_over(known)
         if is_main():
+            if self._writer is not None:  # steps that are not taken again are not written again
+                self._writer.flush()
             self.states.save(self.state(epoch, batch), epoch * self.num_batches + batch)
         self.saved_at = time.monotonic()
 
@@ -104,9 +109,17 @@ class Resumable(Evaluated):
         agreed(0)
 
     def init_writer(self, log_dir: str) -> None:
-        """As the host does, in the first process."""
-        if is_main():
-            super().init_writer(log_dir)
+        """As the host does, in the first process; what is done again is shown once."""
+        if is_main() and self._writer is None:
+            batch = self._state["batch"] if self._state is not None else 0
+            self._writer = open_writer(log_dir, self.start_epoch * len(self.train_loader_x) + batch)
+
+    def shown_at(self, split: str | None) -> int | None:
+        """The last step of the epoch, which is purged with it; the end of the run behind all steps."""
+        if self._writer is None:
+            return None
+        steps = len(self.train_loader_x)
+        return self.max_epoch * steps if split is None else (self.epoch + 1) * steps - 1
 
     def state(self, epoch: int, batch: int) -> dict[str, Any]:
         """Plain values and tensors, with the position to go on at; see `restore`."""
@@ -142,12 +155,32 @@ class Resumable(Evaluated):
             where = f"epoch {state['epoch'] + 1}, after batch {state['batch']}/{state['steps']}"
             print(f"Going on in {directory} at {where}")
             return state["epoch"]
-        start = super().resume_model_if_exist(directory)
+        start = self.resume_from_checkpoints(directory)
         self.resumed = start > 0
         best = best_so_far(self.cfg, self.get_model_names()) if start else None
         self.best_result = self.best_result if best is None else best
         if own and not start and read(Path(directory)):
             run_log.cut(directory, 0)  # of this very run, which begins anew
+        return start
+
+    def resume_from_checkpoints(self, directory: str) -> int:
+        """As the host does; under --resume-force optimisers and schedules are looked at first. Return the epoch."""
+        if not self.cfg.TRAIN.RESUME_FORCE:
+            return super().resume_model_if_exist(directory)
+        kept = self._optims, self._scheds
+        self._optims, self._scheds = (dict.fromkeys(parts) for parts in kept)
+        try:
+            start = super().resume_model_if_exist(directory)
+        finally:
+            self._optims, self._scheds = kept
+        if start:
+            folders = {name: Path(directory, name) for name in self._optims}
+            files = {name: folder / (folder / "checkpoint").read_text().strip() for name, folder in folders.items()}
+            saved = {name: load_checkpoint(str(file)) for name, file in files.items()}
+            optimizers, schedules = (
+                {name: one.get(kind) for name, one in saved.items()} for kind in ("optimizer", "scheduler")
+            )
+            take_over(self._optims, self._scheds, (optimizers, schedules), start)
         return start
 
     def restore(self, state: dict[str, Any], directory: str) -> None:
@@ -163,10 +196,14 @@ class Resumable(Evaluated):
             )
         for name, module in self._models.items():
             load_part(f"{directory}/state", module, state["models"].get(name, {}))
-        for parts, kind in ((self._optims, "optimizers"), (self._scheds, "schedulers")):
-            for name, part in parts.items():
-                if part is not None:
-                    part.load_state_dict(state[kind][name])
+        if self.cfg.TRAIN.RESUME_FORCE:
+            theirs, done = (state["optimizers"], state["schedulers"]), state["batch"] == state["steps"]
+            take_over(self._optims, self._scheds, theirs, state["epoch"] + done)
+        else:
+            for parts, kind in ((self._optims, "optimizers"), (self._scheds, "schedulers")):
+                for name, part in parts.items():
+                    if part is not None:
+                        part.load_state_dict(state[kind][name])
         if state["scaler"]:
             self.precision.scaler.load_state_dict(state["scaler"])
         self.best_result = state["best_result"]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +37,10 @@ from ..shifts import load_shifts
 
 FOLDER = "answers"
 _TEACHER = "teacher"
+
+
+class NoTeacher(UsageError):
+    """A run that learned from no teacher was asked for what its teacher says."""
 
 
 class Answers(NamedTuple):
@@ -98,7 +104,8 @@ def answers_of(run: str | Path, split: str = "test", *, root: str = "", zero_sho
     if not stored.fresh():
         trainer = _load(folder, root, **({"TRAINER.NAME": "ZeroshotCLIP"} if zero_shot else {}))
         ce, kd, items, classes = ask(trainer, split)
-        at = trainer.interpolated() or {"alpha": 1.0, "beta": 1.0, "chosen": ""}
+        alone = {"alpha": 1.0, "beta": 1.0, "chosen": ""}  # Tip-Adapter's own are of other things
+        at = (kd is not None and trainer.interpolated()) or alone
         logits = {"ce": ce} if kd is None else {"ce": ce, "kd": kd}
         stored.write(
             {**logits, "labels": torch.tensor([item.label for item in items])},
@@ -127,14 +134,15 @@ def teacher_of(run: str | Path, split: str = "test", *, root: str = "") -> Tenso
     """The logits of a run's teacher on one of its sets, float64 (N, C) in the order and classes of answers_of.
 
     Raises:
-        UsageError: as answers_of; the run has no teacher.
+        UsageError: as answers_of.
+        NoTeacher: the run has none.
     """
     folder = Path(run).expanduser()
     stored = _Stored(folder, split, _TEACHER)
     if not stored.fresh():
         trainer = _load(folder, root)
         if not trainer.teacher_key or getattr(trainer, "teacher", None) is None:
-            raise UsageError(f"{folder}: {type(trainer).__name__} has no teacher")
+            raise NoTeacher(f"{folder}: {type(trainer).__name__} has no teacher")
         items, rows, _ = images_of(trainer, split)
         teacher = trainer.teacher.eval()
         views = TestImages(items, size=teacher.size, interpolation=trainer.dm.interpolation)
@@ -206,7 +214,8 @@ def _single_head(trainer: Any, images: Tensor) -> Tensor:
 
 def _load(folder: Path, root: str, **more: Any) -> Any:
     changes: dict[str, Any] = {"VERBOSE": False, "STORE.DIR": "", **more}
-    return load_run(folder, {**changes, "DATASET.ROOT": root} if root else changes)
+    with redirect_stdout(sys.stderr):  # a command's own output is its document
+        return load_run(folder, {**changes, "DATASET.ROOT": root} if root else changes)
 
 
 class _Stored:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from ..sealed import NO_ROOM, disk_full
 from .dataset import mkdir_if_missing
 
 
@@ -27,22 +31,37 @@ class Logger:
             self.file = open(fpath, "a" if append else "w", buffering=1, encoding="utf-8")  # noqa: SIM115
 
     def write(self, msg: str) -> int:
-        """Write to both."""
-        if self.file is not None:
-            self.file.write(msg)
-        return self.console.write(msg)
+        """Write to both.
+
+        Raises:
+            DiskFull: the file does not fit; from then on there is the console alone.
+        """
+        count = self.console.write(msg)
+        self._on_file(lambda file: file.write(msg))
+        return count
 
     def flush(self) -> None:
-        """Flush both."""
+        """Flush both; raises as `write`."""
         self.console.flush()
-        if self.file is not None:
-            self.file.flush()
+        self._on_file(lambda file: file.flush())
 
     def close(self) -> None:
         """Close the file; the console belongs to the process and stays open."""
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+        self._on_file(lambda file: file.close())
+        self.file = None
+
+    def _on_file(self, act: Callable[[TextIO], Any]) -> None:
+        if self.file is None:
+            return
+        try:
+            act(self.file)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            file, self.file = self.file, None
+            with suppress(OSError):  # it tries once more to write what is left
+                file.close()
+            raise disk_full(Path(file.name), error.errno, "what was saved of the run stays") from error
 
     def __enter__(self) -> Logger:
         return self

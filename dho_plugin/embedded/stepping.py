@@ -52,12 +52,16 @@ def _print_progress(trainer: Any, losses: MetricMeter, batch_time: AverageMeter,
 
 @torch.no_grad()
 def evaluation(
-    trainer: Any, split: str | None, answers: Callable[[Any], Iterable[tuple[Tensor, Tensor]]] | None = None
+    trainer: Any,
+    split: str | None,
+    answers: Callable[[Any], Iterable[tuple[Tensor, Tensor]]] | None = None,
+    step: int | None = None,
 ) -> float:
     """Evaluate on "val" (where there is one) or "test"; the default is TEST.SPLIT. Return the first result.
 
     Args:
         answers: a loader -> the model's answers and the labels, batch by batch; None for the trainer's own methods.
+        step: at which TensorBoard shows it; None for the number of the epoch.
     """
     trainer.set_model_mode("eval")
     trainer.evaluator.reset()
@@ -71,7 +75,7 @@ def evaluation(
             trainer.evaluator.process(answer, labels)
     results = gathered(trainer.evaluator.evaluate() if is_main() else {})[0]
     for name, value in results.items():
-        trainer.write_scalar(f"{split}/{name}", value, trainer.epoch)
+        trainer.write_scalar(f"{split}/{name}", value, trainer.epoch if step is None else step)
     return next(iter(results.values()))
 
 

@@ -12,6 +12,21 @@ from .checkpoints import load_checkpoint, resume_from_checkpoint, save_checkpoin
 from .dataset import mkdir_if_missing
 
 
+def open_writer(log_dir: str, purge_step: int | None = None) -> Any:
+    """A TensorBoard writer; None where TensorBoard is not installed.
+
+    Args:
+        purge_step: what earlier writers left in that folder from this step on is no longer shown.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    mkdir_if_missing(log_dir)
+    print(f"Initialize tensorboard (log_dir={log_dir})")
+    return SummaryWriter(log_dir=log_dir, purge_step=purge_step)
+
+
 class TrainerBase:
     """Named models with their optimisers and schedulers, and the bare loop over epochs."""
 
@@ -109,15 +124,8 @@ class TrainerBase:
 
     def init_writer(self, log_dir: str) -> None:
         """Open the TensorBoard writer, if TensorBoard is installed."""
-        if self._writer is not None:
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        mkdir_if_missing(log_dir)
-        print(f"Initialize tensorboard (log_dir={log_dir})")
-        self._writer = SummaryWriter(log_dir=log_dir)
+        if self._writer is None:
+            self._writer = open_writer(log_dir)
 
     def close_writer(self) -> None:
         """Close the TensorBoard writer."""

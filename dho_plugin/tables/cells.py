@@ -9,7 +9,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +18,11 @@ import torch
 from .. import cli
 from .._version import __version__
 from ..errors import UsageError
+from ..locks import held
 from ..predicting import printable
-from ..run_log import LOG, begin
+from ..run_log import LOG, begin, written
 from ..saved import check_same_settings, settings
-from ..sealed import write_whole
+from ..sealed import usable, write_whole
 from ..shifts import Row
 from ..stopping import Stopped, listening
 
@@ -159,21 +160,35 @@ def made_by(cells: Iterable[Cell]) -> list[str]:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What a cell has left; empty where it has left none, or half of one, which is no mark of its end."""
-    try:
-        return json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
+    """What a cell has left; empty where it has left none, or half of one, which is no mark of its end.
+
+    Raises:
+        UsageError: a folder that cannot be.
+    """
+    with usable(folder, "choose an output folder"):
+        try:
+            return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
 
 
 def run_cell(cell: Cell, threads: int) -> Outcome:
-    """Train and evaluate one cell in this process; what is printed goes to its log.txt, its end to result.json."""
+    """Train and evaluate one cell in this process; what is printed goes to its log.txt, its end to result.json.
+
+    A cell whose folder another process holds is not run, nor one that another has finished meanwhile.
+    """
     torch.set_num_threads(threads)
+    try:
+        with held(cell.folder / LOG):
+            return finished(cell) or _run(cell)
+    except UsageError as error:
+        return Outcome(cell, {}, f"error: {error}")
+
+
+def _run(cell: Cell) -> Outcome:
     started = time.monotonic()
-    cell.folder.mkdir(parents=True, exist_ok=True)
     begin(cell.folder)
-    # Line by line, so that the log of a killed run is complete.
-    with (cell.folder / LOG).open("a", 1, encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+    with written(cell.folder / LOG, append=True) as log, redirect_stderr(log):
         try:
             cfg, args = configure(cell)
             with listening():
