@@ -90,7 +90,8 @@ def curves_figure(folders: Sequence[Path]) -> Any:
                 axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         axis.set(title=title, xlabel="steps")
         if len(names) > 1:
-            axis.margins(y=0.35)  # the legend's place
+            low, high = axis.get_ylim()
+            axis.set_ylim(low, high + 0.6 * (high - low))  # the legend's place
             axis.legend(loc="upper right", fontsize=8)
         if title == "learning rate":
             axis.yaxis.set_major_formatter("{x:g}")

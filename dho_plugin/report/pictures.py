@@ -137,7 +137,8 @@ def of_training(number: int, comparison: Comparison, folder: Path) -> list[Pictu
         figure = curves_figure([run.folder for run in runs if run.manifest])
         if figure is not None:
             seeds = ", ".join(str(run.seed) for run in runs)
-            caption = f"Means over the epoch so far, seeds {seeds}; the band spans the seeds."
+            over = f"seeds {seeds}; the band spans the seeds" if len(runs) > 1 else f"seed {seeds}"
+            caption = f"Means over the epoch so far, {over}."
             shown.append(picture(figure, folder, f"curves{number}_{folder_name(title)}", title, caption))
     return shown
 
