@@ -70,6 +70,12 @@ def test_nothing_to_show_is_an_error(tmp_path):
         collect([str(tmp_path)])
 
 
+def test_the_alpha_and_beta_of_an_adapter_are_not_those_of_two_heads(tmp_path):
+    at = {"alpha": 1.0, "beta": 5.5, "chosen": "fixed"}
+    runs = {name: cell(tmp_path / name, {}, trainer=name, interpolation=at) for name in ("TipAdapterF", "CoOpDHO")}
+    assert {name: run.two_heads for name, run in runs.items()} == {"TipAdapterF": False, "CoOpDHO": True}
+
+
 def test_by_test_set_or_by_shots(tmp_path):
     runs = [
         cell(tmp_path / "1", {"test": 60.0, "V2": 50.0}),

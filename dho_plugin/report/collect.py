@@ -59,8 +59,8 @@ class Run(NamedTuple):
 
     @property
     def two_heads(self) -> bool:
-        """Whether it answers with a CE and a KD head."""
-        return bool(self.manifest.get("interpolation"))
+        """Whether it answers with a CE and a KD head; the alpha and beta of an adapter are of other things."""
+        return bool(self.manifest.get("interpolation")) and not self.trainer.startswith("TipAdapter")
 
     @property
     def caveats(self) -> tuple[str, ...]:

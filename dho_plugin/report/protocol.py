@@ -75,7 +75,7 @@ def facts(run: Run) -> Facts:
         "images in two sets": in_two_sets(said.get("in_two_sets") or {}),
         "student": model(said.get("student") or {}),
         "teacher": teacher(said.get("teacher")),
-        "alpha and beta": interpolation(said.get("interpolation")),
+        "alpha and beta": interpolation(said["interpolation"]) if run.two_heads else "one head",
         "caveats": ", ".join(run.caveats) or "none",
         **{f"{name} images, hash": short((said.get(part) or {}).get("sha256")) for name, part in parts.items()},
         "validation images, hash": short(validation.get("sha256")),
@@ -124,10 +124,8 @@ def teacher(part: Mapping[str, Any] | None) -> str:
     return model(part)
 
 
-def interpolation(part: Mapping[str, Any] | None) -> str:
-    """Alpha and beta, and who chose them; a single head has none."""
-    if not part:
-        return "one head"
+def interpolation(part: Mapping[str, Any]) -> str:
+    """Alpha and beta of two heads, and who chose them."""
     by = {"fixed": "fixed", "val": "searched on validation images", "oracle": "ORACLE, searched on the test images"}
     return f"{part['alpha']:g} and {part['beta']:g}, {by[part['chosen']]}"
 
