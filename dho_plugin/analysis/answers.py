@@ -94,9 +94,9 @@ def answers_of(run: str | Path, split: str = "test", *, root: str = "") -> Answe
         UsageError: no run, or no such set.
     """
     folder = Path(run).expanduser()
-    stored = _Stored(folder, split)
+    stored = Stored(folder, split)
     if not stored.fresh():
-        trainer = _load(folder, root)
+        trainer = load(folder, root)
         ce, kd, items, classes = ask(trainer, split)
         at = trainer.interpolated() or {"alpha": 1.0, "beta": 1.0, "chosen": ""}
         logits = {"ce": ce} if kd is None else {"ce": ce, "kd": kd}
@@ -125,9 +125,9 @@ def teacher_of(run: str | Path, split: str = "test", *, root: str = "") -> Tenso
         UsageError: as answers_of; the run has no teacher.
     """
     folder = Path(run).expanduser()
-    stored = _Stored(folder, split, _TEACHER)
+    stored = Stored(folder, split, _TEACHER)
     if not stored.fresh():
-        trainer = _load(folder, root)
+        trainer = load(folder, root)
         if not trainer.teacher_key or getattr(trainer, "teacher", None) is None:
             raise UsageError(f"{folder}: {type(trainer).__name__} has no teacher")
         items, rows, _ = images_of(trainer, split)
@@ -199,12 +199,13 @@ def _single_head(trainer: Any, images: Tensor) -> Tensor:
     return trainer.model_inference(trainer.student.normalize(images))
 
 
-def _load(folder: Path, root: str) -> Any:
+def load(folder: Path, root: str) -> Any:
+    """The trainer of a run (see runs.load_run), its datasets below `root` where one is given."""
     changes: dict[str, Any] = {"VERBOSE": False, "STORE.DIR": ""}
     return load_run(folder, {**changes, "DATASET.ROOT": root} if root else changes)
 
 
-class _Stored:
+class Stored:
     """A file of tensors beside a run, which belongs to the very weights that the run has.
 
     Args:
