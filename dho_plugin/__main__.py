@@ -13,6 +13,7 @@ COMMANDS = {
     "students": "train DHO and its rivals on a compact student by shots, the paper's Table 1",
     "grid": "train trainers on datasets by shots and seeds: many runs at once, here or under Slurm, each of them once",
     "ablations": "vary how DHO's heads start, are built and are interpolated (Table 5, Figure 8, Tables 14 and 15)",
+    "features": "compare finished runs by their features: linear evaluation and t-SNE (Table 3, Figure 7)",
     "teacher-check": "look at a teacher on the labelled images: its errors, its confidence, and what to set",
     "export": "write a finished run as one model: ONNX, torch.export, safetensors, each checked against the run",
     "predict": "classify images with an exported model",
@@ -23,7 +24,11 @@ COMMANDS = {
     "costs": "measure what the second head costs at inference, and what merging tokens saves",
 }
 
-TABLES = ("demo", "table13", "students", "grid", "ablations")
+# The package that a command's module is in, where it is not this one.
+PLACES = {
+    **dict.fromkeys(("demo", "table13", "students", "grid", "ablations"), ".tables"),
+    **dict.fromkeys(("features",), ".analysis"),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -39,8 +44,7 @@ def main(argv: list[str]) -> int:
                 f"unknown command {argv[0]!r}: expected one of {list(COMMANDS)}.{did_you_mean(argv[0], COMMANDS)}"
             )
         name = argv[0].replace("-", "_")
-        place = ".tables" if name in TABLES else ""
-        return importlib.import_module(f"{place}.{name}", __package__).main(argv[1:])
+        return importlib.import_module(f"{PLACES.get(name, '')}.{name}", __package__).main(argv[1:])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
