@@ -11,6 +11,7 @@ COMMANDS = {
     "demo": "run the whole comparison on the built-in pictures and print its table",
     "table13": "train every row of the paper's Table 13 and print it beside the paper's numbers",
     "students": "train DHO and its rivals on a compact student by shots, the paper's Table 1",
+    "low-shot": "train CLIP students as a whole from few labels: the paper's Tables 4, 5, 9 and 12",
     "grid": "train trainers on datasets by shots and seeds: many runs at once, here or under Slurm, each of them once",
     "ablations": "vary how DHO's heads start, are built and are interpolated (Table 5, Figure 8, Tables 14 and 15)",
     "features": "compare finished runs by their features: linear evaluation and t-SNE (Table 3, Figure 7)",
@@ -26,7 +27,7 @@ COMMANDS = {
 
 # The package that a command's module is in, where it is not this one.
 PLACES = {
-    **dict.fromkeys(("demo", "table13", "students", "grid", "ablations"), ".tables"),
+    **dict.fromkeys(("demo", "table13", "students", "low_shot", "grid", "ablations"), ".tables"),
     **dict.fromkeys(("features",), ".analysis"),
 }
 

@@ -35,13 +35,13 @@ class Sheet(NamedTuple):
 
     def document(self, preface: Sequence[str], closing: Sequence[str] = ()) -> str:
         """Markdown: what was run, both tables, and where DHO did not win."""
-        meaning = "± is the standard error of the paired difference, the paper's own is in parentheses."
+        own = ", the paper's own is in parentheses" if self.paper.columns else ""
         paragraphs = [
             *preface,
             summary.markdown(self.results()),
             "± is the sample deviation over seeds; zero-shot rows have no seed.",
             summary.markdown(summary.differences_table(self.records, self.pairs, self.columns, self.paper)),
-            f"{meaning} {star(self.records)}",
+            f"± is the standard error of the paired difference{own}. {star(self.records)}",
             *short_of(self.records, self.claims, self.columns),
             *closing,
         ]
