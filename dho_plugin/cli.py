@@ -17,7 +17,7 @@ import torch
 from . import trainers  # noqa: F401 - registers trainers, datasets and configuration keys
 from .classes import class_list
 from .config import CONFIGS, PRESETS, config_file, merge_file, merge_options
-from .datasets import SHIFTS
+from .datasets import SHIFTS, TEN
 from .datasets.drawn import demo_root
 from .datasets.own_files import TABLE
 from .distributed import PeerStopped, agreed, is_main, joined, world_size
@@ -209,8 +209,8 @@ def trainer_file(args: argparse.Namespace) -> Path:
     dataset = dataset_name(args)
     own = [CONFIGS / "trainers" / folder / f"{dataset.partition('_')[0]}.yaml" for folder in shared]
     default = getattr(kind, "config", "default")
-    if dataset == "folder":
-        default = getattr(kind, "folder_config", "") or default
+    if dataset in ("folder", *TEN):
+        default = getattr(kind, "few_images_config", "") or default
     return next((path for path in own if path.is_file()), None) or config_file("trainers", f"{method}/{default}")
 
 

@@ -39,14 +39,7 @@ def unlabeled_paths(
             pool holds test images, unless TRAINER.DHO.TRANSDUCTIVE allows them; where copy_policy allows mere copies
             of test images these are left out instead.
     """
-    everything = cfg.clone()
-    everything.defrost()
-    everything.DATASET.NUM_SHOTS = -1
-    everything.VERBOSE = False
-    # Some datasets draw a train/val split while they are built: the run's own draws must not depend on this build.
-    state = random.getstate()
-    full = build_dataset(everything)
-    random.setstate(state)
+    full = with_all_labels(cfg)
     paths = [_path(item) for item in (full.train_u or full.train_x)]
     taken = {_path(item) for item in labeled}
     strangers = taken.difference(paths if not full.train_u else (_path(item) for item in full.train_x))
@@ -73,6 +66,21 @@ def unlabeled_paths(
         )
         rest = [path for path in rest if path not in copies] if copies else rest
     return rest
+
+
+def with_all_labels(cfg: Any) -> Any:
+    """The dataset of a configuration with all shots, whatever it says of labels.
+
+    Some datasets draw a train/val split while they are built: the run's own draws do not depend on this build.
+    """
+    everything = cfg.clone()
+    everything.defrost()
+    everything.DATASET.NUM_SHOTS = -1
+    everything.VERBOSE = False
+    state = random.getstate()
+    full = build_dataset(everything)
+    random.setstate(state)
+    return full
 
 
 def copy_policy(cfg: Any) -> str:

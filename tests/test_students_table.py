@@ -39,7 +39,7 @@ def pretended(monkeypatch):
     given = [lambda cfg: 50.0 + cfg.SEED]
     monkeypatch.setattr(cli, "run", lambda cfg, args: {"test": given[0](cfg)})
     monkeypatch.setattr(sweep, "worker", lambda: ThreadPoolExecutor(1))
-    monkeypatch.setattr(by_shots, "check_data", lambda cells: None)
+    monkeypatch.setattr(by_shots, "check_training_sets", lambda cells: None)
     return given
 
 
@@ -266,7 +266,7 @@ def test_ties_are_counted_apart(tmp_path):
 )
 def test_mistakes_are_said_before_anything_runs(words, message, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "worker", lambda: pytest.fail("too late"))
-    monkeypatch.setattr(by_shots, "check_data", lambda cells: pytest.fail("too late"))
+    monkeypatch.setattr(by_shots, "check_training_sets", lambda cells: pytest.fail("too late"))
     try:
         assert command(["students", *words.split()]) == 2
     except SystemExit as end:

@@ -152,3 +152,8 @@ def test_the_demo_command_runs_its_rows_as_train_py_would(monkeypatch, tmp_path,
     assert "LP minus student, zero-shot" in capsys.readouterr().out
     assert paired_difference(records, "LP", "student, zero-shot", "test").mean > 0
     assert (tmp_path / "LP" / "seed2" / "log.txt").is_file()
+
+
+def test_a_bar_in_a_name_makes_no_column():
+    table = Table(("row", "value"), (("a|b", "1"),))
+    assert markdown(table).splitlines()[2] == "| a\\|b |     1 |"

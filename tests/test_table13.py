@@ -9,14 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from dho_plugin import cli
+from dho_plugin import cli, vlm
 from dho_plugin.__main__ import main as command
 from dho_plugin.errors import UsageError
 from dho_plugin.host import TRAINER_REGISTRY
-from dho_plugin.tables import sweep, table13
+from dho_plugin.tables import by_sets, sweep
+from dho_plugin.tables.by_sets import Sheet
 from dho_plugin.tables.cells import LOG, Method, plan
 from dho_plugin.tables.summary import Paper, Record
-from dho_plugin.tables.table13 import Sheet, chosen, labels, parse, vit_layers
+from dho_plugin.tables.table13 import chosen, labels, parse, vit_layers
 from dho_plugin.tables.table13_rows import (
     PAPER,
     STAGE_ONE,
@@ -25,6 +26,7 @@ from dho_plugin.tables.table13_rows import (
     TEACHER,
     comparisons,
     footnotes,
+    is_dho,
     paper_rows,
     rows,
 )
@@ -176,7 +178,7 @@ def test_rows_are_chosen_by_a_part_of_their_label():
 )
 def test_mistakes_are_said_before_anything_runs(words, message, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "worker", lambda: pytest.fail("too late"))
-    monkeypatch.setattr(table13, "check_data", lambda cells: pytest.fail("too late"))
+    monkeypatch.setattr(by_sets, "check_data", lambda cells: pytest.fail("too late"))
     assert command(["table13", *words.split()]) == 2
     assert message in capsys.readouterr().err
 
@@ -194,9 +196,9 @@ def test_the_labels_of_every_row_are_looked_for(workspace, tmp_path):
     flags = ("--dataset", "imagenet", "--root", str(workspace), "--trainer", "LinearProbe")
     methods = [Method("listed", ("--labels", "nowhere.txt")), Method("drawn", ("--shots", "2"))]
     cells = plan(methods, [1], tmp_path, flags)
-    table13.check_data(cells[1:])
+    by_sets.check_data(cells[1:])
     with pytest.raises(UsageError, match=r"no list 'nowhere\.txt'"):
-        table13.check_data(cells)
+        by_sets.check_data(cells)
 
 
 def test_what_rows_and_flags_set_is_not_for_options():
@@ -231,6 +233,14 @@ def test_a_dry_run_prints_commands_that_parse_and_leaves_nothing(workspace, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_needs_no_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(vlm, "_pretrained", lambda *_, **__: pytest.fail("looked for weights"))
+    words = f"table13 --dataset imagenet --root nowhere --seeds 1 --output-dir {tmp_path} --dry-run"
+    assert command(words.split()) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    assert len(lines) == 20 and all(line.startswith("python train.py ") for line in lines)
+
+
 def test_a_failing_row_is_missing_and_the_others_are_there(workspace, tmp_path, pretended, capsys):
     pretended.add("CoOpDHO")
     table, values = tmp_path / "t.md", tmp_path / "t.json"
@@ -246,6 +256,12 @@ def test_a_failing_row_is_missing_and_the_others_are_there(workspace, tmp_path, 
     assert values.read_text() == (tmp_path / "out" / "table13.json").read_text()
 
 
+def sheet_of(records, methods, paper) -> Sheet:
+    """As the command lays it out."""
+    pairs = comparisons(methods)
+    return Sheet(records, methods, ("test",), paper, pairs, [pair for pair in pairs if is_dho(pair[0])])
+
+
 def test_the_document_says_where_dho_did_not_win():
     methods = [method for method in rows("T", 12, (), ()) if method.row.startswith(("CoOp", STAGE_ONE))]
     values = {"CoOp": 70.0, "CoOp + CasPL": 72.0, "CoOp + DHO (labels)": 71.0, "CoOp + DHO (+ unlabelled)": 73.0}
@@ -254,18 +270,18 @@ def test_the_document_says_where_dho_did_not_win():
         for row, value in values.items()
         for seed in (1, 2, 3)
     ]
-    sheet = Sheet(records, methods, ("test",), Paper(("Val",), PAPER))
+    sheet = sheet_of(records, methods, Paper(("Val",), PAPER))
     text = sheet.document(["# Title"])
     assert text.startswith("# Title\n\n| top-1, %")
     closing = text[text.index("DHO rows that are not above") :].splitlines()
     assert closing[2:] == ["* CoOp + DHO (labels) v CoOp + CasPL: test -0.8 ±0.1* (clearly below)"]
     assert "over 3 seeds noise alone earns it in 18 % of cases" in text
     assert "| +1.2 ±0.1* (+1.3) |" in text  # CoOp + DHO (labels) minus CoOp, and the paper's 72.8 - 71.5
-    won = Sheet(records, [method for method in methods if "CasPL" not in method.row], ("test",), sheet.paper)
+    won = sheet_of(records, [method for method in methods if "CasPL" not in method.row], sheet.paper)
     assert won.document([]).endswith(
         "Every DHO row is above all that it is compared with by more than two standard errors."
     )
-    single = Sheet(records[::3], methods, ("test",), sheet.paper).document([])
+    single = sheet_of(records[::3], methods, sheet.paper).document([])
     assert "One seed has no standard error" in single and "* CoOp + DHO (labels) v CoOp: test +1.1" in single
 
 

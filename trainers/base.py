@@ -59,7 +59,7 @@ class MethodTrainer(Stepping):
     defaults: ClassVar[dict[str, Any]] = {"PREC": "fp16"}  # the keys of that section and their defaults
     family = ""  # the folder of configs/trainers that it shares with others; empty for the method's own
     config = "default"  # the yaml file of configs/trainers/<method> that --trainer alone chooses
-    folder_config = ""  # the same for the dataset `folder`, where it is another
+    few_images_config = ""  # the same for CoOp's ten datasets and for one's own images, where it is another
     teacher_key = ""  # the configuration key that names the model it learns from, if it learns from one
     trains_student = False  # whether the student's own weights are trained, which half precision must leave alone
     transductive: bool | None = None  # whether it learns from test images without their labels; None until it learns

@@ -45,7 +45,7 @@ class CE(MethodTrainer):
     defaults: ClassVar = {"PREC": "amp", "HEAD": "linear", "INIT": "auto"}
     family = "Student"
     config = "ep20"
-    folder_config = "ep200"
+    few_images_config = "ep200"
     trains_student = True
 
     def check_cfg(self, cfg: Any) -> None:

@@ -100,9 +100,9 @@ def answers_of(run: str | Path, split: str = "test", *, root: str = "", zero_sho
         UsageError: no run, or no such set; zero_shot, and the student is no CLIP model.
     """
     folder = Path(run).expanduser()
-    stored = _Stored(folder, split, "zero_shot" if zero_shot else "")
+    stored = Stored(folder, split, "zero_shot" if zero_shot else "")
     if not stored.fresh():
-        trainer = _load(folder, root, **({"TRAINER.NAME": "ZeroshotCLIP"} if zero_shot else {}))
+        trainer = load(folder, root, **({"TRAINER.NAME": "ZeroshotCLIP"} if zero_shot else {}))
         ce, kd, items, classes = ask(trainer, split)
         alone = {"alpha": 1.0, "beta": 1.0, "chosen": ""}  # Tip-Adapter's own are of other things
         at = (kd is not None and trainer.interpolated()) or alone
@@ -127,7 +127,7 @@ def answers_of(run: str | Path, split: str = "test", *, root: str = "", zero_sho
 
 def kept(run: str | Path, split: str = "test") -> bool:
     """Whether answers_of has the logits without the model: those of the very weights that the run has now."""
-    return _Stored(Path(run).expanduser(), split).fresh()
+    return Stored(Path(run).expanduser(), split).fresh()
 
 
 def teacher_of(run: str | Path, split: str = "test", *, root: str = "") -> Tensor:
@@ -138,9 +138,9 @@ def teacher_of(run: str | Path, split: str = "test", *, root: str = "") -> Tenso
         NoTeacher: the run has none.
     """
     folder = Path(run).expanduser()
-    stored = _Stored(folder, split, _TEACHER)
+    stored = Stored(folder, split, _TEACHER)
     if not stored.fresh():
-        trainer = _load(folder, root)
+        trainer = load(folder, root)
         if not trainer.teacher_key or getattr(trainer, "teacher", None) is None:
             raise NoTeacher(f"{folder}: {type(trainer).__name__} has no teacher")
         items, rows, _ = images_of(trainer, split)
@@ -212,13 +212,18 @@ def _single_head(trainer: Any, images: Tensor) -> Tensor:
     return trainer.model_inference(trainer.student.normalize(images))
 
 
-def _load(folder: Path, root: str, **more: Any) -> Any:
+def load(folder: Path, root: str, **more: Any) -> Any:
+    """The trainer of a run (see runs.load_run), its datasets below `root` where one is given.
+
+    Args:
+        more: changes to the run's configuration.
+    """
     changes: dict[str, Any] = {"VERBOSE": False, "STORE.DIR": "", **more}
     with redirect_stdout(sys.stderr):  # a command's own output is its document
         return load_run(folder, {**changes, "DATASET.ROOT": root} if root else changes)
 
 
-class _Stored:
+class Stored:
     """A file of tensors beside a run, which belongs to the very weights that the run has.
 
     Args:

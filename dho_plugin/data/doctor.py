@@ -6,30 +6,14 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from ..datasets import CLASSES, SHIFTS
+from ..datasets import CLASSES, SHIFTS, TEN
 from ..datasets.own_files import read_entries
 from ..errors import UsageError, check_choice
 from ..predicting import printable
 from .examine import Found, Wishes, examine, examine_own
 
 # By the names of their files in configs/datasets.
-NAMES = (
-    "imagenet",
-    "caltech101",
-    "oxford_pets",
-    "stanford_cars",
-    "oxford_flowers",
-    "food101",
-    "fgvc_aircraft",
-    "sun397",
-    "dtd",
-    "eurosat",
-    "ucf101",
-    "imagenetv2",
-    "imagenet_sketch",
-    "imagenet_r",
-    "imagenet_a",
-)
+NAMES = ("imagenet", *TEN, "imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a")
 assert len(NAMES) == len(CLASSES) + len(SHIFTS["ImageNet"]) + 1
 
 STATUS = (

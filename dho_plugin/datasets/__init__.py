@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .catalogue import CATALOGUE, CLASSES
+from .catalogue import CATALOGUE, CLASSES, TEN
 from .digits import Digits, DigitsClean, DigitsConfused, DigitsNoisy
 from .folder import Folder
 from .imagenet import ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
@@ -18,6 +18,7 @@ __all__ = [
     "CATALOGUE",
     "CLASSES",
     "SHIFTS",
+    "TEN",
     "Digits",
     "DigitsClean",
     "DigitsConfused",

@@ -73,6 +73,11 @@ CATALOGUE = (
     Description("EuroSAT", "eurosat", "2750", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o", 10, 13500, 5400, 8100),
     Description("UCF101", "ucf101", "UCF-101-midframes", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y", 101, 7639, 1898, 3783),
 )
+# The same, by the names of their files in configs/datasets.
+TEN = (
+    *("caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101"),
+    *("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101"),
+)
 # Classes, training, validation and test images as in the paper's Table 10 (which rounds ImageNet's training images).
 PUBLISHED = {described.name: described[-4:] for described in CATALOGUE} | {
     "ImageNet": (1000, 1_281_167, 0, 50_000),

@@ -11,8 +11,20 @@ from typing import NamedTuple
 
 from ..errors import UsageError
 from . import summary
-from .cells import Cell, Method, Outcome, finished, folder_name, made_by, plan
-from .command import check_data, check_options, command_lines, leading_numbers, short_of, star, table_parser, write
+from .cells import Cell, Method, Outcome, configure, finished, folder_name, made_by, plan
+from .command import (
+    check_options,
+    check_training_sets,
+    command_lines,
+    expanded,
+    leading_names,
+    leading_numbers,
+    parts,
+    short_of,
+    star,
+    table_parser,
+    write,
+)
 from .summary import NO_PAPER, Paper, Record, Table
 from .sweep import check_request, entered, finish, report_failures
 
@@ -33,6 +45,7 @@ class Block(NamedTuple):
         methods: the rows; one that is the same_for "shots" is run once for all columns, for "block" once for all blocks
             that have it. pairs: rows with what they are compared with. claims: those of them that DHO should win.
         paper: numbers beside ours. notes: paragraphs below the heading.
+        mean_paper: numbers beside our mean over the paper's ten datasets.
     """
 
     name: str
@@ -42,6 +55,7 @@ class Block(NamedTuple):
     claims: Sequence[tuple[str, str]]
     paper: Paper = NO_PAPER
     notes: Sequence[str] = ()
+    mean_paper: Paper = NO_PAPER
 
     def present(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """The pairs of which both rows are in the block."""
@@ -78,6 +92,8 @@ def column(shots: int) -> str:
 def shots_parser(command: str, purpose: str | None, *, shots: Sequence[int]) -> argparse.ArgumentParser:
     """The flags of a table by shots, to be read with `read`."""
     p = table_parser(command, purpose)
+    several = "instead of --dataset: a table on each, their mean and a figure; `ten` stands for CoOp's ten"
+    p.add_argument("--datasets", nargs="+", default=[], metavar="NAME", help=several)
     p.add_argument("--shots", nargs="+", default=[str(count) for count in shots], help="labelled images a class")
     return p
 
@@ -91,8 +107,10 @@ def read(p: argparse.ArgumentParser, argv: Sequence[str], command: str) -> argpa
     args = p.parse_args(argv)
     args.shots, one = leading_numbers(args.shots)
     args.seeds, two = leading_numbers(args.seeds)
-    args.opts = [*one, *two, *args.opts]
-    args.output_dir = args.output_dir or f"output/{command}/{args.dataset}"
+    datasets, three = leading_names(args.datasets)
+    args.datasets = expanded([part for word in datasets for part in parts(word)])
+    args.opts = [*one, *two, *three, *args.opts]
+    args.output_dir = args.output_dir or f"output/{command}" + ("" if args.datasets else f"/{args.dataset}")
     if not args.shots or len(set(args.shots)) < len(args.shots) or min(args.shots) < 1:
         raise UsageError(f"--shots {' '.join(map(str, args.shots))}: expected different numbers from 1 on")
     check_options(args.opts, TAKEN)
@@ -221,7 +239,7 @@ def run_job(
     if args.dry_run:
         print(command_lines(cells, job.preface))
         return 0
-    check_data(unfinished)
+    check_training_sets(configure(cell)[0] for cell in unfinished)
     outcomes = finish(cells, jobs=args.jobs)
     files = publish(job, planned, enter(planned, outcomes, args.seeds), args.output_dir, argv, closing)
     for path, ending in ((args.table, "md"), (args.json, "json")):

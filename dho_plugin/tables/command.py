@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..datasets import SHIFTS
+from ..datasets import SHIFTS, TEN
 from ..errors import UsageError
 from ..host import cfg_default
 from ..labels import build_labeled_dataset
@@ -69,6 +69,11 @@ def leading_names(given: Sequence[str]) -> tuple[list[str], list[str]]:
 def parts(word: str) -> list[str]:
     """What commas separate."""
     return [part for part in word.split(",") if part]
+
+
+def expanded(names: Sequence[str]) -> list[str]:
+    """Names of datasets, each once, "ten" standing for CoOp's ten."""
+    return list(dict.fromkeys(name for given in names for name in (TEN if given == "ten" else (given,))))
 
 
 def check_options(options: Sequence[str], taken: Collection[str]) -> None:

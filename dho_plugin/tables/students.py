@@ -6,14 +6,16 @@ import argparse
 from collections.abc import Sequence
 from statistics import mean
 
+from ..datasets import TEN
 from ..errors import UsageError, check_choice
 from ..host import TRAINER_REGISTRY
 from ..vlm import find_vlm
 from . import students_rows, summary
+from .by_dataset import run_on_datasets
 from .by_shots import Block, Job, Planned, Records, plan_blocks, read, run_job, shots_parser
 from .cells import Method, configure, plan
 from .command import chosen, leading_names, words
-from .students_rows import DHO, FEW_SHOT, KINDS, RIVALS, TRAINED, ZERO_SHOT, Teacher
+from .students_rows import DHO, FEW_SHOT, KINDS, PICTURES, RIVALS, TRAINED, ZERO_SHOT, Teacher, rows, tuned
 from .summary import NO_PAPER, Table
 
 STUDENT = "StudentDHO"
@@ -39,18 +41,15 @@ def add_teachers(p: argparse.ArgumentParser) -> None:
 
 
 def read_teachers(args: argparse.Namespace) -> argparse.Namespace:
-    """Give options that stand right behind the teachers to the others, and refuse unknown kinds.
+    """Give options that stand right behind the teachers to the others.
 
     Raises:
-        UsageError: an unknown kind, or a teacher twice.
+        UsageError: a teacher twice.
     """
     args.teachers, rest = leading_names(args.teachers)
     args.opts = [*rest, *args.opts]
     if len(set(args.teachers)) < len(args.teachers):
         raise UsageError(f"--teachers {' '.join(args.teachers)}: one of them stands twice")
-    for name in args.teachers:
-        if args.dataset in KINDS:
-            check_choice("--teachers", name, KINDS[args.dataset])
     return args
 
 
@@ -60,8 +59,10 @@ def find_models(args: argparse.Namespace, flags: Sequence[str]) -> tuple[str, li
     A dry run does not look for the weights, which may be on another machine.
 
     Raises:
-        UsageError: unknown dataset, model or key.
+        UsageError: unknown dataset, model, kind of teacher or key.
     """
+    for name in args.teachers if args.dataset in KINDS else ():
+        check_choice("--teachers", name, KINDS[args.dataset])
     cfg, _ = configure(plan([Method("", ("--trainer", STUDENT))], [0], args.output_dir, flags, args.opts)[0])
     student = cfg.MODEL.BACKBONE.NAME
     if not args.dry_run:
@@ -85,12 +86,12 @@ def settle(args: argparse.Namespace) -> tuple[Job, list[Planned]]:
     flags = words(dataset=args.dataset, root=args.root, backbone=args.backbone)
     student, teachers = find_models(args, flags)
     theirs = students_rows.papers_student(student)
-    paper = NO_PAPER if args.dataset in KINDS else students_rows.paper(theirs, args.shots)
+    paper = NO_PAPER if args.dataset in (*KINDS, *TEN) else students_rows.paper(theirs, args.shots)
     blocks = [
         Block(
             teacher.name if len(teachers) > 1 else "",
             f"Teacher: {teacher.name}" if len(teachers) > 1 else "",
-            chosen(students_rows.rows(teacher), args.rows),
+            chosen(tuned(rows(teacher)) if args.dataset in TEN else rows(teacher), args.rows),
             students_rows.comparisons(),
             students_rows.claims(),
             paper,
@@ -101,6 +102,8 @@ def settle(args: argparse.Namespace) -> tuple[Job, list[Planned]]:
     preface = [f"Labelled images a class by column, all other training images unlabelled. Student: {student}."]
     if args.dataset in KINDS:
         preface += [f"Teachers: runs of CE on {args.dataset}_KIND, one for each seed and kind of errors ({names})."]
+    elif args.dataset in TEN:
+        preface += [f"Teacher: {names}."]
     else:
         preface += [
             f"Teacher: {names}. The paper's numbers are ImageNet's, with {theirs} taught by CLIP RN50; its KD and its "
@@ -185,6 +188,8 @@ def papers_table(shots: Sequence[int]) -> list[str]:
 def main(argv: Sequence[str]) -> int:
     """Run the table and print it; 1 where a run failed."""
     args = parse(argv)
+    if args.datasets:
+        return run_on_datasets(args, argv, settle, PICTURES)
     job, planned = settle(args)
     paper = [] if args.dataset in KINDS else papers_table(args.shots)
     return run_job(job, planned, args, argv, lambda job, records: [*closing(job, records), *paper])

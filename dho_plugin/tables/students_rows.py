@@ -11,6 +11,11 @@ from .summary import Paper
 RIVALS = ("CE", "KD", "KDFeature", "CEKD", "CEKDFeature", "SSKD", "DHKD")  # each row is named after its trainer
 DHO, DHO_F = "DHO", "DHO-F"
 ZERO_SHOT, FEW_SHOT, TRAINED = "teacher, zero-shot", "Tip-Adapter-F", "teacher"
+# The rows of Figures 5 and 11, and those of Figures 6 and 12.
+PICTURES = {
+    "zero_shot_teacher": ("CE", "KD", "CEKDFeature", "CEKD", DHO),
+    "few_shot_teacher": (ZERO_SHOT, TRAINED, FEW_SHOT, DHO, DHO_F),
+}
 # Section 4.1: alpha for zero-shot and for few-shot teachers where there are no validation images to search it on.
 ALPHAS, BETA = {DHO: 0.4, DHO_F: 0.2}, 0.5
 # Datasets whose teachers are trained by us, on images of their own: kinds of their errors.
@@ -81,6 +86,12 @@ def trained_teacher(dataset: str, kind: str) -> Teacher:
 def interpolated(row: str, *, fixed: bool) -> tuple[str, ...]:
     """Options for alpha and beta of a row; none where the configuration's own hold."""
     return ("TRAINER.DHO.ALPHA", str(ALPHAS[row]), "TRAINER.DHO.BETA", str(BETA)) if fixed else ()
+
+
+def tuned(methods: Sequence[Method]) -> list[Method]:
+    """The rows; DHO and DHO-F search alpha and beta on validation images, as in the paper on its ten datasets."""
+    choose = ("TRAINER.DHO.CHOOSE", "val")
+    return [m._replace(options=(*m.options, *choose)) if m.row in ALPHAS else m for m in methods]
 
 
 def rows(teacher: Teacher) -> list[Method]:

@@ -207,7 +207,7 @@ def not_beaten(records: Sequence[Record], pairs: Sequence[tuple[str, str]], colu
 
 def markdown(table: Table) -> str:
     """A Markdown table, aligned to be read as it stands."""
-    words = [table.header, *table.lines]
+    words = [[cell.replace("|", "\\|") for cell in line] for line in (table.header, *table.lines)]
     widths = [max(len(line[i]) for line in words) for i in range(len(table.header))]
     shown = [
         "| " + " | ".join(_pad(cell, width, i) for i, (cell, width) in enumerate(zip(line, widths, strict=True))) + " |"

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import shlex
+import io
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from contextlib import redirect_stdout
+from typing import Any
 
 from ..datasets import SHIFTS
 from ..errors import UsageError
-from ..vlm import find_vlm, load_vlm
-from . import summary, table13_rows
-from .cells import Cell, Method, configure, finished, made_by, plan
-from .command import (
-    check_data,
-    check_options,
-    chosen,
-    command_lines,
-    leading_numbers,
-    short_of,
-    star,
-    table_parser,
-    words,
-    write,
-)
-from .summary import Paper, Record, Table
-from .sweep import check_request, report_failures, sweep
+from ..vlm import find_vlm, load_vlm, untrained
+from . import table13_rows
+from .by_sets import Job, run_job
+from .cells import Method, configure, plan
+from .command import check_options, chosen, leading_numbers, table_parser, words
+from .summary import Paper
+from .sweep import check_request
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -56,59 +46,13 @@ def labels(args: argparse.Namespace, cfg: Any) -> tuple[tuple[str, ...], tuple[s
 
 def vit_layers(name: str) -> int:
     """Layers of a model's ViT; 0 for an image tower that takes no visual prompts."""
-    vlm = load_vlm(name)
+    with redirect_stdout(io.StringIO()):  # which says that its weights, perhaps on another machine, are left out
+        vlm = load_vlm(untrained(name))
     try:
         vlm.check_visual_prompts(1)
     except UsageError:
         return 0
     return len(vlm.model.visual.transformer.resblocks)
-
-
-class Sheet(NamedTuple):
-    """The finished table: what was measured, and how it is laid out."""
-
-    records: Sequence[Record]
-    methods: Sequence[Method]
-    columns: Sequence[str]
-    paper: Paper
-
-    def results(self) -> Table:
-        """Our accuracies, and the paper's beside them."""
-        return summary.results_table(self.records, [method.row for method in self.methods], self.columns, self.paper)
-
-    def document(self, preface: Sequence[str]) -> str:
-        """Markdown: what was run, both tables, and where DHO did not win."""
-        pairs = table13_rows.comparisons(self.methods)
-        dho = [(row, rival) for row, rival in pairs if table13_rows.is_dho(row)]
-        marked = star(self.records)
-        paragraphs = [
-            *preface,
-            summary.markdown(self.results()),
-            "± is the sample deviation over seeds; zero-shot rows have no seed.",
-            summary.markdown(summary.differences_table(self.records, pairs, self.columns, self.paper)),
-            f"± is the standard error of the paired difference, the paper's own is in parentheses. {marked}",
-            *short_of(self.records, dho, self.columns),
-        ]
-        return "\n\n".join(paragraphs)
-
-    def write(self, folder: Path, document: str) -> None:
-        """Leave table13.md, .tex, .csv and .json in the folder."""
-        rows = [(method.row, method.control) for method in self.methods]
-        details = summary.details_table(self.records, rows, self.columns, self.paper)
-        texts = {"md": f"{document}\n", "tex": f"{summary.latex(self.results())}\n"}
-        write(folder, "table13", {**texts, "csv": summary.comma_separated(details)})
-        summary.write_json(self.records, folder / "table13.json")
-
-
-class Job(NamedTuple):
-    """What is to be run and shown. notes: where a row is another than the paper's. preface: what else to know."""
-
-    methods: Sequence[Method]
-    cells: Sequence[Cell]
-    columns: Sequence[str]
-    paper: Paper
-    notes: Sequence[str]
-    preface: Sequence[str]
 
 
 def settle(args: argparse.Namespace) -> Job:
@@ -121,7 +65,8 @@ def settle(args: argparse.Namespace) -> Job:
     probe = Method("", ("--trainer", "LinearProbeDHO", *words(backbone=args.backbone, teacher=args.teacher)))
     cfg, _ = configure(plan([probe], [0], args.output_dir, data, args.opts)[0])
     student, teacher, shifts = cfg.MODEL.BACKBONE.NAME, cfg.TRAINER.DHO.TEACHER.NAME, SHIFTS.get(cfg.DATASET.NAME, {})
-    find_vlm(teacher)
+    if not args.dry_run:
+        find_vlm(teacher)
     layers = vit_layers(student)
     few, many, labelled = labels(args, cfg)
     methods = chosen(list(table13_rows.rows(teacher, layers, few, many)), args.rows)
@@ -136,34 +81,13 @@ def settle(args: argparse.Namespace) -> Job:
         f"ours are those of {args.dataset}, with {student} taught by {teacher}.",
     )
     cells = plan(methods, args.seeds, args.output_dir, flags, args.opts)
-    return Job(methods, cells, columns, paper, notes, preface)
+    pairs = table13_rows.comparisons(methods)
+    claims = [(row, rival) for row, rival in pairs if table13_rows.is_dho(row)]
+    title = f"Table 13 on {args.dataset}"
+    return Job("table13", title, methods, cells, columns, paper, pairs, claims, notes, preface)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the table and print it; 1 where a run failed."""
     args = parse(argv)
-    job = settle(args)
-    unfinished = [cell for cell in job.cells if finished(cell) is None]
-    if args.dry_run:
-        print(command_lines(job.cells, job.notes))
-        return 0
-    for note in job.notes:
-        print(note)
-    check_data(unfinished)
-    records, failed = sweep(job.cells, args.seeds, jobs=args.jobs)
-
-    sheet = Sheet(records, job.methods, job.columns, job.paper)
-    command = shlex.join(["python", "-m", "dho_plugin", "table13", *argv])
-    title = (
-        f"# Table 13 on {args.dataset}",
-        f"    {command}",
-        f"Made by {'; '.join(made_by(job.cells)) or 'nothing'}.",
-    )
-    text = sheet.document([*title, *job.preface, *job.notes])
-    print(f"\n{text}")
-    sheet.write(Path(args.output_dir), text)
-    if args.table:
-        Path(args.table).write_text(f"{text}\n", encoding="utf-8")
-    if args.json:
-        summary.write_json(records, args.json)
-    return report_failures(failed)
+    return run_job(settle(args), args, argv)
