@@ -22,7 +22,7 @@ from dho_plugin.losses import soft_targets
 from dho_plugin.stopping import Stopped
 
 EVERY_STEP = "TRAIN.CONFLICT_FREQ 1 TEST.NO_TEST True"
-COMPACT = "MODEL.BACKBONE.NAME shufflenet_v2_x0_5 INPUT.SIZE (64,64)"  # random weights, and batch normalisation
+COMPACT = "MODEL.BACKBONE.NAME timm/test_resnet INPUT.SIZE (32,32)"  # random weights, and batch normalisation
 STEPS = 6  # of runs.OPTIONS
 # Trainers that minimise L_CE and L_KD; of these the ones whose losses share no parameter of the image encoder.
 COMPARED = [n for n in TRAINED if n.endswith("DHO")] + ["CEKD", "CEKDFeature", "SSKD", "DHKD"]

@@ -5,6 +5,7 @@ A line is the mean over runs, its band the sample deviation over them. Each run 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,12 +19,13 @@ POINTS = 101  # at which runs of other steps than each other's are compared
 
 
 class Run(NamedTuple):
-    """What a run has left, and where it belongs."""
+    """What a run has left, and where it belongs; accuracy on the test set in percent, nan where it is not known."""
 
     dataset: str
     row: str
     seed: int
     lines: Sequence[Observation]
+    accuracy: float = math.nan
 
 
 class Panel(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 from collections.abc import Sequence
@@ -87,12 +88,14 @@ def block(args: argparse.Namespace, dataset: str) -> Block:
 
 def left(args: argparse.Namespace, planned: Sequence[Planned], outcomes: Sequence[Outcome]) -> list[Run]:
     """What the runs of the trainers have left, in the order of the plan; of one that failed, nothing."""
-    failed = {outcome.cell.folder for outcome in outcomes if outcome.error}
-    return [
-        Run(entry.places[0][0] or args.datasets[0], entry.cell.method.row, entry.cell.seed, read(entry.cell.folder))
-        for entry in planned
-        if entry.cell.method.row in args.trainers and entry.cell.folder not in failed
-    ]
+    through = {outcome.cell.folder: list(outcome.accuracies.values()) for outcome in outcomes if not outcome.error}
+    found = []
+    for cell, places in planned:
+        if cell.method.row in args.trainers and cell.folder in through:
+            accuracy = next(iter(through[cell.folder]), math.nan)
+            dataset = places[0][0] or args.datasets[0]
+            found.append(Run(dataset, cell.method.row, cell.seed, read(cell.folder), accuracy))
+    return found
 
 
 def setting(args: argparse.Namespace, cells: Sequence[Cell]) -> str:

@@ -23,6 +23,7 @@ NAMES = {
     "singular_value": "singular value, W of CE times Wᵀ of KD",
     "eigenvalue": "eigenvalue of the same, modulus",
 }
+ACCURACY = "top-1 on the test set, %"
 # What the paper says of the cosine over the shared parameters, late in training.
 CLAIMS = {"CEKD": "below", "StudentDHO": "above"}
 
@@ -39,8 +40,9 @@ def late(run: Run, measure: str) -> float:
 
 
 def late_records(runs: Sequence[Run]) -> list[Record]:
-    """Late values as the cells of a table, with the measures for columns; those that are nan are left out."""
+    """Late values as the cells of a table, with the measures for columns, and accuracies; nan is left out."""
     found = [Record(run.row, name, run.seed, late(run, name)) for run in runs for name in MEASURES]
+    found += [Record(run.row, ACCURACY, run.seed, run.accuracy) for run in runs]
     return [record for record in found if not math.isnan(record.accuracy)]
 
 
@@ -48,11 +50,11 @@ def late_table(runs: Sequence[Run], rows: Sequence[str]) -> Table:
     """Late values of a data set: one line for each measure and row, one column for each seed."""
     records, seeds = late_records(runs), sorted({run.seed for run in runs})
     lines = []
-    for name in MEASURES:
+    for name in (*MEASURES, ACCURACY):
         for row in rows:
             values = summary.accuracies(records, row, name)
             shown = [f"{values[seed]:.3g}" if seed in values else "-" for seed in seeds]
-            lines.append((NAMES[name], row, *shown, spread(list(values.values()))))
+            lines.append((NAMES.get(name, name), row, *shown, spread(list(values.values()))))
     return Table(("last quarter of training", "trainer", *(f"seed {seed}" for seed in seeds), "mean"), tuple(lines))
 
 
