@@ -103,7 +103,7 @@ def test_a_figure_has_the_means_and_their_deviations():
         {**of, "two": [], **{str(n): of["one"] for n in range(4)}}, ["b", "missing", "a"], ["1-shot", "4-shot"]
     )
     shown = [axis for axis in figure.axes if axis.get_visible()]
-    assert [axis.get_title("left") for axis in shown] == ["one", "two", "0", "1", "2", "3"] and len(figure.axes) == 8
+    assert [axis.get_title("left") for axis in shown] == ["one", "two", "0", "1", "2", "3"] and len(figure.axes) == 6
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b", "a"]
     b, a = shown[0].containers
     assert a[0].get_ydata()[0] == 15.0 and b[0].get_ydata()[1] == 5.0 and b[0].get_ydata()[0] != b[0].get_ydata()[0]
@@ -113,14 +113,17 @@ def test_a_figure_has_the_means_and_their_deviations():
 
 
 def test_the_whole_of_it(tmp_path, pretended, capsys):
-    words = f"--datasets shapes digits --shots 1 4 --seeds 1 2 --jobs 1 --rows CE --rows DHO --output-dir {tmp_path}"
+    base = f"--datasets shapes digits --shots 1 4 --seeds 1 2 --jobs 1 --output-dir {tmp_path}"
+    words = f"{base} --rows CE --rows DHO --table {tmp_path}/t.md --json {tmp_path}/t.json"
     assert command(["students", *words.split()]) == 0
     shown = capsys.readouterr().out
     document = (tmp_path / "by_dataset.md").read_text()
     assert document in shown and (tmp_path / "shapes" / "students.md").read_text() in shown
     panels = ["shapes", "digits, confused", "digits, noisy", "digits, clean"]
     assert f"The mean over {', '.join(panels)};" in document
+    assert (tmp_path / "t.md").read_text() == document
     records = json.loads((tmp_path / "by_dataset.json").read_text())
+    assert json.loads((tmp_path / "t.json").read_text()) == records
     own = [r["accuracy"] for r in records if (r["row"], r["column"]) == ("CEKD", "4-shot")]
     assert len(own) == 4 * 2 and f"| {mean(own):.1f} ±0.3 |" in document
     for picture in ("zero_shot_teacher", "few_shot_teacher"):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dho_plugin.tables import ablations, students, table13
+from dho_plugin.tables import ablations, low_shot, students, table13
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLES = sorted((ROOT / "scripts" / "results").glob("table13_*.md"))
+BY_SETS = {"table13": table13, "low_shot": low_shot}
+TABLES = sorted(path for name in BY_SETS for path in (ROOT / "scripts" / "results").glob(f"{name}_*.md"))
 BY_SHOTS = {
     path: {"students": students, "ablations": ablations}[path.name.partition("_")[0]]
     for path in sorted((ROOT / "scripts" / "results").glob("*.md"))
@@ -27,10 +28,11 @@ def command_of(text: str) -> list[str]:
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.name)
 def test_a_table_of_the_paper_has_every_row_its_command_makes(path):
     text = path.read_text(encoding="utf-8")
-    args = table13.parse([*command_of(text), "--dry-run"])
+    table = BY_SETS[path.name.rpartition("_")[0]]
+    args = table.parse([*command_of(text), "--dry-run"])
     assert args.table == f"scripts/results/{path.name}" and not args.rows and len(args.seeds) == 3
     assert "missing" not in text
-    for method in table13.settle(args).methods:
+    for method in table.settle(args).methods:
         assert f"\n| {method.row} " in text, method.row
 
 

@@ -76,10 +76,10 @@ def run_on_datasets(
         pass  # which says now that matplotlib is missing
     settled = {name: settle(_on(args, name)) for name in args.datasets}
     cells = [entry.cell for _, planned in settled.values() for entry in planned]
-    unfinished = [cell for cell in cells if finished(cell) is None]
     if args.dry_run:
         print(command_lines(cells, [f"{name}: {line}" for name, (job, _) in settled.items() for line in job.preface]))
         return 0
+    unfinished = [cell for cell in cells if finished(cell) is None]
     check_training_sets(configure(cell)[0] for cell in unfinished)
     outcomes = finish(cells, jobs=args.jobs)
     found: dict[tuple[str, str], list[Record]] = {}
@@ -91,7 +91,10 @@ def run_on_datasets(
     jobs = {name: job for name, (job, _) in settled.items()}
     command = shlex.join(["python", "-m", "dho_plugin", next(iter(jobs.values())).name, *argv])
     preface = [f"# The mean over datasets\n\n    {command}", f"Made by {'; '.join(made_by(cells)) or 'nothing'}."]
-    conclude(preface, jobs, found, Path(args.output_dir), pictures)
+    files = conclude(preface, jobs, found, Path(args.output_dir), pictures)
+    for path, ending in ((args.table, "md"), (args.json, "json")):
+        if path:
+            Path(path).write_text(files[ending], encoding="utf-8")
     return report_failures([outcome for outcome in outcomes if outcome.error])
 
 
@@ -115,8 +118,12 @@ def all_series(jobs: Mapping[str, Job], found: Found) -> list[Series]:
 
 def conclude(
     preface: Sequence[str], jobs: Mapping[str, Job], found: Found, folder: Path, pictures: Mapping[str, Sequence[str]]
-) -> None:
-    """Print the means; leave by_dataset.md, .tex, .csv and .json, and the figures, in the folder."""
+) -> dict[str, str]:
+    """Print the means; leave by_dataset.md, .tex, .csv and .json, and the figures, in the folder.
+
+    Returns:
+        The files' texts by their endings.
+    """
     columns = next(iter(jobs.values())).columns()
     paragraphs, tabulars = list(preface), []
     header: tuple[str, ...] = ()
@@ -138,8 +145,10 @@ def conclude(
     print(f"\n{text}")
     table = Table(("block", *header), tuple(lines))
     objects = [{"dataset": d, "block": b, **record._asdict()} for (d, b), of in found.items() for record in of]
-    texts = {"md": f"{text}\n", "tex": "\n\n".join(tabulars) + "\n", "csv": summary.comma_separated(table)}
-    write(folder, NAME, {**texts, "json": json.dumps(objects, indent=1) + "\n"})
+    files = {"md": f"{text}\n", "tex": "\n\n".join(tabulars) + "\n", "csv": summary.comma_separated(table)}
+    files["json"] = json.dumps(objects, indent=1) + "\n"
+    write(folder, NAME, files)
+    return files
 
 
 def section(series: Series, columns: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from ..analysis.drawing import PALETTE, panels, styled
 from . import summary
 from .summary import Record
 
-WIDE = 4  # panels beside each other
+WIDE = 4  # panels beside each other, at most
 MARKERS = "osD^v"
 
 
@@ -22,9 +22,9 @@ def multiples(records: Mapping[str, Sequence[Record]], rows: Sequence[str], colu
         records: by the panel's title. rows: the lines, at most as many as PALETTE has colours. columns: along the
             horizontal axis.
     """
-    wide = min(WIDE, len(records))
+    high = math.ceil(len(records) / WIDE)
     with styled():
-        figure, axes = panels(math.ceil(len(records) / wide), wide, width=2.6, height=2.2)
+        figure, axes = panels(high, math.ceil(len(records) / high), width=2.6, height=2.2)
         lines = {}
         for axis, (title, of) in zip(axes.flat, records.items(), strict=False):
             for row, colour, marker in zip(rows, PALETTE, MARKERS, strict=False):

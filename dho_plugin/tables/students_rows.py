@@ -13,8 +13,8 @@ DHO, DHO_F = "DHO", "DHO-F"
 ZERO_SHOT, FEW_SHOT, TRAINED = "teacher, zero-shot", "Tip-Adapter-F", "teacher"
 # The rows of Figures 5 and 11, and those of Figures 6 and 12.
 PICTURES = {
-    "zero_shot_teacher": ("CE", "KD", "CEKDFeature", "CEKD", DHO),
-    "few_shot_teacher": (ZERO_SHOT, TRAINED, FEW_SHOT, DHO, DHO_F),
+    "zero_shot_teacher": (DHO, "CEKD", "CEKDFeature", "KD", "CE"),
+    "few_shot_teacher": (DHO, DHO_F, FEW_SHOT, ZERO_SHOT, TRAINED),
 }
 # Section 4.1: alpha for zero-shot and for few-shot teachers where there are no validation images to search it on.
 ALPHAS, BETA = {DHO: 0.4, DHO_F: 0.2}, 0.5
