@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .blocks import records_of
 from .predicting import progress
 from .stopping import check
-from .store import Index, records_of, using
+from .store import Index, using
 from .views import image_size, opened
 
 # A file that has been read: a hash of its path, its size and time of change; the hash of its bytes, and its pixels.

@@ -73,14 +73,14 @@ def sealed(path: Path, needed: int) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.{_HOST}-{os.getpid()}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if _code(error) in NO_ROOM:
             raise disk_full(path, _code(error), _kept(path), needed) from error
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def remove_stale(folder: Path) -> None:
@@ -107,7 +107,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     folder = path.is_dir()
     if folder and sys.platform == "win32":  # which cannot open one

@@ -4,16 +4,13 @@ A store belongs to one model as it computes (weights, resolution, normalisation,
 known by the image's content and by the view's box and flip, not by a seed: no torch version, path or prompt changes it.
 A feature takes 2 bytes a number in half precision and its view 17: 1,553 bytes for ViT-L/14's 768.
 
-Each writer appends to files of its own, features before views, so that two may write at once, and what a killed one
-left half is not there. Readers take the files of all.
+Each writer appends to files of its own (blocks.py), so that two may write at once. Readers take the files of all.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .blocks import BLOCKS, Shard, Writer
 from .errors import UsageError
 from .hashing import hash64
 from .sealed import usable, write_whole
@@ -122,11 +120,9 @@ class Store:
         with using(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._check_meta()
-        self._own = self._new_files()
+        self._own = Writer(self.folder)
+        self._shards: list[Shard] = []
         self.refresh()
-
-    def _new_files(self) -> Path:
-        return self.folder / f"{os.getpid()}-{time.time_ns():x}"
 
     def _check_meta(self) -> None:
         path, wanted = self.folder / META, json.loads(json.dumps(self.model._asdict()))
@@ -141,43 +137,52 @@ class Store:
             raise UsageError(f"{self.folder} holds features of another model, which differs in {differ}: move it away")
 
     def refresh(self) -> None:
-        """Take in what others have written since."""
-        self._features, names = [], []
-        for path in sorted(self.folder.glob("*.views")):
+        """Take in what this and others have written since."""
+        self.end_block()
+        before, self._shards = {shard.path: shard for shard in self._shards}, []
+        for path in sorted(self.folder.glob(f"*{BLOCKS}")):
             with using(self.folder):
-                views = records_of(path, VIEW)
-                features = _matrix(path.with_suffix(".features"), self.model.width, np.dtype(self.model.dtype))
-            whole = min(len(views), len(features))
-            if whole:
-                self._features.append(features[:whole])
-                names.append(views[:whole])
-        self._starts = np.cumsum([0, *map(len, names)])
-        self._index = Index(np.concatenate(names) if names else np.empty(0, VIEW), VIEW.names or ())
+                shard = Shard(path, VIEW, self.model.width, np.dtype(self.model.dtype), before.get(path))
+            self._shards.append(shard)
+        self._starts = np.cumsum([0, *(len(shard.views) for shard in self._shards)])
+        self._build_index()
+
+    def _build_index(self) -> None:
+        names = [np.empty(0, VIEW), *(shard.views for shard in self._shards)]
+        self._index = Index(np.concatenate(names), VIEW.names or ())
 
     def __len__(self) -> int:
-        return len(self._index.records)
+        return int(np.count_nonzero(self._index.records["width"]))  # which a damaged one has none of
 
     def rows(self, wanted: np.ndarray) -> np.ndarray:
-        """Where entries are: (n,) int64, -1 for one that is not there.
+        """Where entries are: (n,) int64, -1 for one that is not there, or not as it was written.
 
         Args:
             wanted: (n,) of dtype VIEW.
         """
-        return self._index.rows(wanted)
+        found = self._index.rows(wanted)
+        while not self._whole(found[found >= 0]):
+            self._build_index()
+            found = self._index.rows(wanted)
+        return found
+
+    def _whole(self, rows: np.ndarray) -> bool:
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        return all([self._shards[at].look(rows[shards == at] - self._starts[at]) for at in np.unique(shards).tolist()])
 
     def read(self, rows: np.ndarray) -> Tensor:
         """Features (n, width), in the dtype that is kept; rows as `rows` gives them, none of them -1."""
-        if rows.min(initial=0) < 0 or rows.max(initial=-1) >= len(self):
-            raise IndexError(f"rows from {rows.min()} to {rows.max()} of a store of {len(self)}")
+        if rows.min(initial=0) < 0 or rows.max(initial=-1) >= self._starts[-1]:
+            raise IndexError(f"rows from {rows.min()} to {rows.max()} of a store of {self._starts[-1]}")
         out = np.empty((len(rows), self.model.width), dtype=self.model.dtype)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shards):
             here = shards == shard
-            out[here] = self._features[shard][rows[here] - self._starts[shard]]
+            out[here] = self._shards[shard].features[rows[here] - self._starts[shard]]
         return torch.from_numpy(out)
 
     def append(self, views: np.ndarray, features: Tensor) -> None:
-        """Add entries; `refresh` makes them found.
+        """Add entries; they are kept from `end_block` on, at the latest some seconds later, and found after `refresh`.
 
         Args:
             views: (n,) of dtype VIEW. features: (n, width).
@@ -188,13 +193,13 @@ class Store:
         numbers = features.detach().cpu().to(getattr(torch, self.model.dtype)).numpy()
         if not np.isfinite(numbers).all():
             raise UsageError(f"{self.model.name} gives features that are not finite: nothing of this batch is stored")
-        try:
-            for suffix, content in ((".features", numbers), (".views", views)):  # a view stands for a whole feature
-                with using(self.folder), self._own.with_suffix(suffix).open("ab") as file:
-                    file.write(np.ascontiguousarray(content).tobytes())
-        except BaseException:  # an interrupt too: in the old files a later view would stand for what is there by half
-            self._own = self._new_files()
-            raise
+        with using(self.folder):
+            self._own.append(views, numbers)
+
+    def end_block(self) -> None:
+        """Have what was appended on the disk, whatever happens next; raises UsageError for a full one."""
+        with using(self.folder):
+            self._own.end_block()
 
 
 class Index:
@@ -226,14 +231,3 @@ class Index:
 def using(folder: Path) -> AbstractContextManager[None]:
     """Within this context an error of the system is said of STORE.DIR."""
     return usable(folder, "give STORE.DIR a folder")
-
-
-def records_of(path: Path, dtype: np.dtype) -> np.ndarray:
-    """The whole records of a file; a last one that is cut off is not there."""
-    content = path.read_bytes()
-    return np.frombuffer(content, dtype=dtype, count=len(content) // dtype.itemsize)
-
-
-def _matrix(path: Path, width: int, dtype: np.dtype) -> np.ndarray:
-    rows = path.stat().st_size // (width * dtype.itemsize) if path.is_file() else 0
-    return np.memmap(path, dtype=dtype, mode="r", shape=(rows, width)) if rows else np.empty((0, width), dtype)

@@ -216,10 +216,14 @@ def _check_room(jobs: Sequence[_Job]) -> None:
 def _fill(jobs: Sequence[_Job], views: _Views, workers: int) -> None:
     started, done = time.monotonic(), 0
     each = f" of this process, one of {world_size()}," if world_size() > 1 else ""
-    for done, _ in enumerate(progress(_computed(jobs, views, workers), len(views.rows)), 1):
-        if done == BATCH < len(views.rows):
-            all_ = (time.monotonic() - started) * len(views.rows) / done
-            print(f"By the first {done} views all {len(views.rows):,}{each} take about {_duration(all_)}")
+    try:
+        for done, _ in enumerate(progress(_computed(jobs, views, workers), len(views.rows)), 1):
+            if done == BATCH < len(views.rows):
+                all_ = (time.monotonic() - started) * len(views.rows) / done
+                print(f"By the first {done} views all {len(views.rows):,}{each} take about {_duration(all_)}")
+    finally:
+        for job in jobs:
+            job.reader.store.end_block()
     if done:
         print(f"Computed in {_duration(time.monotonic() - started)}, in {jobs[0].reader.store.folder.parent}")
 

@@ -14,8 +14,10 @@ import tiny
 import torch
 from PIL import Image
 
+from dho_plugin import blocks
 from dho_plugin import contents as contents_module
 from dho_plugin import store as store_module
+from dho_plugin.blocks import Shard
 from dho_plugin.contents import Contents
 from dho_plugin.errors import UsageError
 from dho_plugin.store import VIEW, Model, Store, same_views, view_records, weights_hash
@@ -66,9 +68,12 @@ def test_equal_hashes_are_told_apart_by_name(tmp_path, monkeypatch):
 
 def test_bytes_of_a_view_of_a_large_teacher(tmp_path):
     model = MODEL._replace(width=768)
-    Store(tmp_path, model).append(some_views(10), torch.zeros(10, 768))
-    files = [path for path in model.folder(tmp_path).iterdir() if path.suffix != ".json"]
-    assert sum(path.stat().st_size for path in files) == 10 * 1553 <= 10 * 1600
+    store = Store(tmp_path, model)
+    store.append(some_views(10), torch.zeros(10, 768))
+    store.end_block()
+    sizes = {path.suffix: path.stat().st_size for path in store.folder.iterdir() if path.suffix != ".json"}
+    assert sizes.pop(".blocks") == 12  # for all of a block
+    assert sum(sizes.values()) == 10 * 1553 <= 10 * 1600
 
 
 @pytest.mark.parametrize(
@@ -84,7 +89,7 @@ def test_bytes_of_a_view_of_a_large_teacher(tmp_path):
     ids=lambda change: next(iter(change)),
 )
 def test_another_model_has_another_folder(tmp_path, change):
-    Store(tmp_path, MODEL).append(some_views(2), numbers(2))
+    written(tmp_path)
     other = Store(tmp_path, MODEL._replace(**change))
     assert len(other) == 0 and other.folder != Store(tmp_path, MODEL).folder
     other.folder.joinpath("store.json").write_text((MODEL.folder(tmp_path) / "store.json").read_text())
@@ -104,6 +109,9 @@ def write_many(root: Path, start: int) -> None:
     store = Store(root, MODEL)
     for i in range(20):
         store.append(some_views(7, image=start + 7 * i), numbers(7, start + 42 * i))
+        if i % 3 == 0:
+            store.end_block()
+    store.end_block()
 
 
 def test_two_processes_write_at_once(tmp_path):
@@ -123,24 +131,113 @@ def test_two_processes_write_at_once(tmp_path):
             assert torch.equal(store.read(rows), expected)
 
 
+def changed(file: Path, at: int, content: bytes) -> None:
+    with file.open("r+b") as handle:
+        handle.seek(at)
+        handle.write(content)
+
+
+def written(root: Path) -> Store:
+    """A store of three blocks of four entries."""
+    store = Store(root, MODEL)
+    for block in range(3):
+        store.append(some_views(4, image=4 * block), numbers(4, 24 * block))
+        store.end_block()
+    return store
+
+
+ENTRIES = np.concatenate([some_views(4, image=4 * block) for block in range(3)])
+
+
+def test_what_a_killed_writer_left_half_is_not_there(tmp_path):
+    store = written(tmp_path)
+    store.append(some_views(2, image=12), numbers(2))  # and is killed before the block has ended
+    again = Store(tmp_path, MODEL)
+    assert len(again) == 12 and again.rows(some_views(2, image=12)).tolist() == [-1, -1]
+    again.append(some_views(2, image=12), numbers(2))
+    again.refresh()
+    assert torch.equal(again.read(again.rows(some_views(2, image=12))).float(), numbers(2))
+
+
 @pytest.mark.parametrize("cut", [".views", ".features"])
-def test_what_a_killed_writer_left_half_is_not_there(tmp_path, cut):
-    store = Store(tmp_path, MODEL)
-    store.append(some_views(4), numbers(4))
-    file = next(store.folder.glob(f"*{cut}"))
+def test_blocks_that_are_cut_off_are_named_and_not_there(tmp_path, capsys, cut):
+    file = next(written(tmp_path).folder.glob(f"*{cut}"))
     with file.open("r+b") as handle:
         handle.truncate(file.stat().st_size - 3)
     again = Store(tmp_path, MODEL)
-    assert again.rows(some_views(4)).tolist() == [0, 1, 2, -1]
-    again.append(some_views(4)[3:], numbers(4)[3:])
     again.refresh()
-    assert torch.equal(again.read(again.rows(some_views(4))).float(), numbers(4))
+    assert again.rows(ENTRIES).tolist() == [*range(8), *[-1] * 4]
+    assert capsys.readouterr().out.count("cut off behind entry 8; what is missing is computed again") == 1
+
+
+DAMAGES = {
+    "a power cut leaves zeros in features": (".features", 4 * 12, b"\0" * 4 * 12),
+    "and in views": (".views", 4 * 17, b"\0" * 4 * 17),
+    "a byte of a feature changes": (".features", 4 * 12 + 7, b"\x99"),
+    "a byte of a view changes": (".views", 4 * 17 + 7, b"\x99"),
+    "a byte of a checksum changes": (".blocks", 12 + 8, b"\x99"),
+}
+
+
+@pytest.mark.parametrize(("suffix", "at", "content"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_block_is_named_once_and_computed_again(tmp_path, capsys, suffix, at, content):
+    file = next(written(tmp_path).folder.glob(f"*{suffix}"))
+    changed(file, at, content)
+    store = Store(tmp_path, MODEL)
+    assert store.rows(ENTRIES[8:]).tolist() == [8, 9, 10, 11]
+    assert store.rows(ENTRIES).tolist() == [0, 1, 2, 3, *[-1] * 4, *range(8, 12)] and len(store) == 8
+    named = file.with_suffix(suffix if suffix != ".blocks" else ".features").name
+    said = f"{named}: entries 4 to 7 are damaged, and computed again where they are needed\n"
+    assert capsys.readouterr().out.endswith(said)
+    store.append(ENTRIES[4:8], numbers(4, 24))
+    store.refresh()
+    assert len(store) == 12 and capsys.readouterr().out == ""
+    for one in (store, Store(tmp_path, MODEL)):
+        assert torch.equal(one.read(one.rows(ENTRIES)).float(), numbers(12))
+
+
+def test_only_blocks_that_are_asked_for_are_read(tmp_path, monkeypatch):
+    folder, read = written(tmp_path).folder, []
+    compare = Shard._compare
+    monkeypatch.setattr(
+        Shard, "_compare", lambda shard, block, *rest: read.append((block, rest[0])) or compare(shard, block, *rest)
+    )
+    changed(next(folder.glob("*.features")), 0, b"\x99")
+    store = Store(tmp_path, MODEL)
+    assert read == [(0, ".views"), (1, ".views"), (2, ".views")]
+    for _ in range(2):
+        assert store.rows(ENTRIES[[9, 10, 4]]).tolist() == [9, 10, 4]
+        store.refresh()
+    assert read[3:] == [(1, ".features"), (2, ".features")]
+
+
+def test_entries_are_on_the_disk_before_their_record_is(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(file: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{file}"))
+        records = sum(other.stat().st_size for other in path.parent.glob("*.blocks"))
+        synced.append((path.suffix, path.stat().st_size if path.is_file() else 0, records))
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc")
+    store = Store(tmp_path, MODEL)
+    monkeypatch.setattr(os, "fsync", fsync)
+    store.append(some_views(4), numbers(4))
+    assert synced == []
+    store.end_block()
+    assert synced[:3] == [(".features", 48, 0), (".views", 68, 0), (".blocks", 12, 12)]
+    store.end_block()
+    assert len(synced) == 4
+    monkeypatch.setattr(blocks, "SECONDS", 0.0)
+    store.append(some_views(4, image=4), numbers(4))
+    assert len(synced) == 8
 
 
 def test_a_model_is_known_whatever_it_is_called(tmp_path):
-    Store(tmp_path, MODEL).append(some_views(2), numbers(2))
+    written(tmp_path)
     for name in ("~/ViT-L-14-336px.pt", "/elsewhere/ViT-L/14@336px"):
-        assert len(Store(tmp_path, MODEL._replace(name=name))) == 2
+        assert len(Store(tmp_path, MODEL._replace(name=name))) == 12
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -151,8 +248,8 @@ def test_a_folder_that_cannot_be_used_is_said(tmp_path):
         with pytest.raises(UsageError, match=r"cannot use .*file.*STORE\.DIR"):
             make(file)
     store = Store(tmp_path, MODEL)
-    (store.folder / "1.views").mkdir()
-    with pytest.raises(UsageError, match=r"1\.views.*STORE\.DIR"):
+    (store.folder / "1.blocks").mkdir()
+    with pytest.raises(UsageError, match=r"1\.blocks.*STORE\.DIR"):
         store.refresh()
 
 
@@ -173,13 +270,15 @@ FULL = OSError(28, "No space left on device")
 @pytest.mark.parametrize(("error", "said"), [(FULL, UsageError), (KeyboardInterrupt(), KeyboardInterrupt)])
 def test_a_full_disk_is_said_and_what_comes_later_is_right(tmp_path, monkeypatch, error, said):
     store = Store(tmp_path, MODEL)
+    store.append(some_views(4, image=20), numbers(4))
     with monkeypatch.context() as patch:
         no_room(patch, ".views", error)
         with pytest.raises(said, match="No space left" if error is FULL else None):
             store.append(some_views(3), numbers(3))
+    assert len(Store(tmp_path, MODEL)) == 4  # what was whole before
     store.append(some_views(2, image=50), numbers(2, 100))
     store.refresh()
-    assert len(store) == 2
+    assert len(store) == 6
     assert torch.equal(store.read(store.rows(some_views(2, image=50))).float(), numbers(2, 100))
 
 

@@ -158,6 +158,21 @@ def test_a_store_that_goes_while_it_is_filled_is_said(workspace, tmp_path, monke
         train(workspace, "LinearProbeDHO", tmp_path / "b", options)
 
 
+def test_what_a_power_cut_has_taken_is_computed_again(workspace, tmp_path, monkeypatch, capsys):
+    options = f"STORE.DIR {tmp_path / 'store'}"
+    whole = train(workspace, "LinearProbeDHO", tmp_path / "a", options)
+    looked = Looked(monkeypatch)
+    for file in (tmp_path / "store").glob("*/*.features"):
+        file.write_bytes(b"\0" * file.stat().st_size)
+    capsys.readouterr()
+    again = runs.make(workspace, "LinearProbeDHO", tmp_path / "b", "", options)
+    again.train()
+    assert looked.views == dict.fromkeys(("student", "teacher"), views_of(again))
+    assert capsys.readouterr().out.count("are damaged, and computed again") == 2  # the models' blocks, each once
+    for one, other in zip(whole, learned(again), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("name", "keys"),
     [("LinearProbeDHO", set()), ("VPTDHO", {"img"}), ("PromptSRCDHO", {"img"}), ("StudentDHO", {"img"})],
