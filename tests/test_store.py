@@ -18,7 +18,7 @@ from dho_plugin import blocks
 from dho_plugin import contents as contents_module
 from dho_plugin import store as store_module
 from dho_plugin.blocks import Shard
-from dho_plugin.contents import Contents
+from dho_plugin.contents import FILE, Contents
 from dho_plugin.errors import UsageError
 from dho_plugin.store import VIEW, Model, Store, same_views, view_records, weights_hash
 from dho_plugin.views import View
@@ -326,7 +326,7 @@ def test_contents_are_read_once_and_again_when_a_file_changes(tmp_path, monkeypa
     paths = [str(one), str(two), str(three)]
 
     def of(paths: list[str]) -> list[tuple[int, ...]]:
-        return [row[3:] for row in Contents(tmp_path / "s").of(paths).tolist()]
+        return [row[3:6] for row in Contents(tmp_path / "s").of(paths).tolist()]
 
     monkeypatch.setattr(contents_module, "PORTION", 2)
     first = of(paths)
@@ -348,6 +348,20 @@ def test_contents_are_read_once_and_again_when_a_file_changes(tmp_path, monkeypa
     tiny.write_image(two, rng, 2)
     with pytest.raises(UsageError, match=r"No space left.*STORE\.DIR"):
         of(paths)
+
+
+@pytest.mark.parametrize("content", [b"\0" * 48, b"\x99"], ids=["zeros", "a changed byte"])
+def test_a_damaged_record_of_a_file_is_named_and_the_file_read_again(tmp_path, capsys, content):
+    paths = [str(tmp_path / f"{n}.bmp") for n in range(3)]
+    for path in paths:
+        Image.new("RGB", (30, 20), "red").save(path)
+    first = Contents(tmp_path / "s").of(paths)
+    (file,) = (tmp_path / "s").rglob("*.files")
+    changed(file, FILE.itemsize + (24 if len(content) == 1 else 0), content)
+    capsys.readouterr()
+    assert (Contents(tmp_path / "s").of(paths) == first).all()
+    said = capsys.readouterr().out
+    assert f"{file.name}: 1 records are damaged" in said and "Reading 1 image files" in said
 
 
 @pytest.mark.parametrize(("pixels", "time"), [((30, 20), 2), ((20, 30), 2), ((40, 20), 1)])
