@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader
 from .errors import UsageError
 from .launch import Place, place
 
-# How long a process waits for another that lives: one may have to read a data set that the others then find.
-PATIENCE = timedelta(hours=24)
+# Minutes that a process waits for another that lives, by default: one may have to read a data set that the others find.
+PATIENCE, MINUTES = "DHO_PATIENCE", 24 * 60
 # What gloo says of a connection whose other end has gone.
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "pair closure", "Socket closed", "Connection refused")
+LATE = "Timed out"  # what it says of one that lives, and does not come
 STOPPED = "another process of this run has stopped, and this one with it: what the other says tells why"
 
 Value = TypeVar("Value")
@@ -63,8 +64,9 @@ def joined(*, cuda: bool = True) -> Iterator[None]:
         cuda: whether the run uses a GPU where there is one; LOCAL_RANK says which.
 
     Raises:
-        UsageError: more processes than GPUs on this machine; part of torchrun's environment; copies that srun started.
-        PeerStopped: another process has ended early.
+        UsageError: more processes than GPUs on this machine; part of torchrun's environment; copies that srun started;
+            a DHO_PATIENCE that is none.
+        PeerStopped: another process has ended early, or has not come in time (see `patience`).
     """
     if dist.is_available() and dist.is_initialized():
         yield
@@ -76,8 +78,9 @@ def joined(*, cuda: bool = True) -> Iterator[None]:
     cuda = cuda and torch.cuda.is_available()
     if cuda:
         _take_gpu(here)
+    wait = patience()
     with _noticing():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=wait)
     whole = False
     try:
         with _noticing(), _silence() if here.rank else nullcontext():
@@ -87,6 +90,18 @@ def joined(*, cuda: bool = True) -> Iterator[None]:
         # With a process gone, nccl could wait for it here; the end of this process frees what it holds as well.
         if whole or not cuda:
             dist.destroy_process_group()
+
+
+def patience() -> timedelta:
+    """How long a process waits for another that stands still without dying: DHO_PATIENCE minutes."""
+    given = os.environ.get(PATIENCE) or str(MINUTES)
+    try:
+        wait = timedelta(minutes=float(given))
+    except (ValueError, OverflowError):
+        wait = timedelta()
+    if wait <= timedelta():
+        raise UsageError(f"{PATIENCE}={given}: expected minutes that a process waits for another, such as 30")
+    return wait
 
 
 def _take_gpu(here: Place) -> None:
@@ -122,6 +137,8 @@ def _noticing() -> Iterator[None]:
     except RuntimeError as error:
         if any(sign in str(error) for sign in GONE):
             raise PeerStopped(STOPPED) from error
+        if LATE in str(error):
+            raise PeerStopped(f"another process of this run has not come for {patience()} ({PATIENCE})") from error
         raise
 
 

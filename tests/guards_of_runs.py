@@ -307,6 +307,8 @@ RUNS = (
     Guard(36, "the others end with one that ends", "dho_plugin/distributed.py",
           "if any(sign in str(error) for sign in GONE):", "if False:",
           "tests/test_distributed.py::test_the_others_end_with_a_process_that_ends"),
+    Guard(36, "nor do they wait for ever for one that lives", "dho_plugin/distributed.py", "timeout=wait)", ")",
+          "tests/test_distributed.py::test_a_process_that_stands_still_is_waited_for_as_long_as_was_asked"),
     Guard(36, "nobody waits for a first that failed", "dho_plugin/distributed.py",
           "_from_main(0)\n            raise", "pass\n            raise",
           "tests/test_distributed.py::test_nobody_waits_for_a_first_process_that_failed"),

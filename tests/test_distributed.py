@@ -165,6 +165,29 @@ def test_the_others_end_with_a_process_that_ends(how):
             assert ("its own disk is full" if how == "error" else "ended with status -9") in outcome.error
 
 
+def stand_still() -> None:
+    with joined():
+        agreed(0)
+        if rank() == 1:
+            time.sleep(60)
+        agreed(1)
+
+
+def test_a_process_that_stands_still_is_waited_for_as_long_as_was_asked(monkeypatch):
+    monkeypatch.setenv("DHO_PATIENCE", "0.05")
+    with pytest.raises(TimeoutError) as error:
+        processes.run(2, stand_still, seconds=30)
+    said = "PeerStopped: another process of this run has not come for 0:00:03 (DHO_PATIENCE)"
+    assert "processes [1] have not ended" in str(error.value) and said in str(error.value)
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "nan", "1e300"])
+def test_a_patience_that_is_none_is_refused(taken, monkeypatch, given):
+    monkeypatch.setenv("DHO_PATIENCE", given)
+    with pytest.raises(UsageError, match=f"DHO_PATIENCE={given}: expected minutes"), joined(cuda=False):
+        pass
+
+
 # Shares
 
 
