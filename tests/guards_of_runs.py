@@ -319,6 +319,11 @@ RUNS = (
           "joined()", "tests/test_distributed.py::test_a_run_on_the_processor_asks_for_no_gpu"),
     Guard(36, "copies of a grid are refused", "dho_plugin/__main__.py", "check_alone(argv[0])", "pass",
           "tests/test_grid.py::test_copies_of_a_grid_are_refused"),
+    Guard(38, "processes drop out each by itself", "trainers/stepping.py", "if rank():", "if False:",
+          "tests/test_joint_stops.py::test_processes_drop_out_each_by_itself_and_go_on_as_if_never_stopped"),
+    Guard(38, "in the same way when the run goes on", "trainers/stepping.py",
+          "int(hash64(self.view_seed, step, rank()))", "torch.seed()",
+          "tests/test_joint_stops.py::test_processes_drop_out_each_by_itself_and_go_on_as_if_never_stopped"),
     # Seeds
     Guard(38, "seed 0 is a seed of views", "trainers/base.py",
           "self.view_seed = cfg.SEED if cfg.SEED >= 0 else", "self.view_seed = cfg.SEED if cfg.SEED > 0 else",

@@ -7,10 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import kills
 import processes
 import pytest
 import runs
@@ -21,7 +24,9 @@ from dho_plugin.trainers.resumable import Resumable
 from joint_runs import Left, commands, files, log, manifest, relative
 from test_joint_runs import COMPACT, both_stages, line
 
-from dho_plugin import stored_features
+from dho_plugin import stopping, stored_features
+from dho_plugin.distributed import joined
+from dho_plugin.stopping import Stopped
 from dho_plugin.stored_features import StoredFeatures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,6 +146,45 @@ def test_both_stages_and_a_store_stop_together(stopped):
         assert where in first[0].said and first[1].said == ""
     assert [len(of.losses) for of in left["stages"][0]] == [1, 1]
     assert [len(of.losses) for of in left["stages"][1]] == [1 + 4] * 2
+
+
+# Dropping out
+
+
+def dropped(workspace: Path, folder: Path, stop: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """What this process drops in each step of a run that is stopped after some and goes on, and what it has learned."""
+    found: list[torch.Tensor] = []
+    after = Resumable.after_step
+
+    def stepped(trainer: Any) -> None:
+        stopping._asked = TERM if len(found) == stop else 0
+        after(trainer)
+
+    Resumable.after_step = stepped
+    try:
+        with joined():
+            while len(found) < 6:
+                options = "TRAINER.DHO.HEAD.KD nonlinear TEST.NO_TEST True"
+                trainer = runs.make(workspace, "LinearProbeDHO", folder, "", options)
+                (layer,) = (module for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout))
+                layer.register_forward_hook(lambda module, inputs, out: found.append(out == 0))
+                with suppress(Stopped):
+                    trainer.train()
+            return found, {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    finally:
+        Resumable.after_step = after
+        stopping._asked = 0
+
+
+def test_processes_drop_out_each_by_itself_and_go_on_as_if_never_stopped(workspace, tmp_path):
+    whole = processes.run(2, dropped, workspace, tmp_path / "whole", 0)
+    broken = processes.run(2, dropped, workspace, tmp_path / "broken", 4)
+    for (masks, learned), (again, ended) in zip(whole, broken, strict=True):
+        assert len(masks) == 6 and 0 < torch.stack(masks).float().mean() < 0.3
+        assert kills.unequal(masks, again) == [] and kills.unequal(learned, ended) == []
+        assert not any(torch.equal(one, other) for one, other in pairwise(masks))
+    assert not any(torch.equal(one, other) for one, other in zip(whole[0][0], whole[1][0], strict=True))
+    assert kills.unequal(whole[0][1], whole[1][1]) == []
 
 
 # Being killed, and errors that one process meets

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..averaging import WeightedAverage
-from ..distributed import gathered, mean
+from ..distributed import gathered, mean, rank
+from ..hashing import hash64
 from ..host import compute_accuracy
 from ..joint import joint
 from ..loaders import cut
@@ -48,6 +49,9 @@ class Stepping(Resumable):
         Raises:
             NonFiniteLoss: a loss is not finite; all parameters are as they were.
         """
+        if rank():  # each drops out by itself; the first by the run's own generator, whose state is saved
+            step = self.epoch * self.num_batches + self.batch_idx
+            torch.manual_seed(int(hash64(self.view_seed, step, rank())))
         self.model_zero_grad()
         parts, seen = cut(batch, self.cfg.TRAIN.ACCUMULATE), []
         for number, part in enumerate(parts, 1):
