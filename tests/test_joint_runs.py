@@ -195,8 +195,10 @@ def test_what_is_chosen_on_validation_images_is_chosen_alike(answers):
 def test_steps_read_what_two_processes_have_stored(answers):
     folder, left = answers
     check_equal([[left[1][0]["kept"]], [of["kept"] for of in left[2]]], 4)
-    stored = [sum(file.stat().st_size for file in (folder / n / "store").rglob("*") if file.is_file()) for n in "12"]
-    assert stored[0] == stored[1]
+    found = [[file for file in (folder / n / "store").rglob("*") if file.is_file()] for n in "12"]
+    blocks = [sum(file.suffix == ".blocks" for file in files) for files in found]
+    stored = [sum(file.stat().st_size for file in files if file.suffix != ".blocks") for files in found]
+    assert stored[0] == stored[1] and blocks[1] == 2 * blocks[0]  # each process has files of its own
 
 
 # Beginning
