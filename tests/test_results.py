@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from dho_plugin.tables import ablations, low_shot, students, table13
+from dho_plugin.tables import ablations, conflict, low_shot, students, table13
 
 ROOT = Path(__file__).resolve().parent.parent
 BY_SETS = {"table13": table13, "low_shot": low_shot}
 TABLES = sorted(path for name in BY_SETS for path in (ROOT / "scripts" / "results").glob(f"{name}_*.md"))
+CONFLICT = sorted((ROOT / "scripts" / "results").glob("conflict_*.md"))
 BY_SHOTS = {
     path: {"students": students, "ablations": ablations}[path.name.partition("_")[0]]
     for path in sorted((ROOT / "scripts" / "results").glob("*.md"))
-    if path not in TABLES
+    if path not in (*TABLES, *CONFLICT)
 }
 
 
@@ -50,6 +51,31 @@ def test_a_table_by_shots_has_every_row_and_column_its_command_makes(path):
         assert all(f" {column} " in header for column in job.columns()), header
         for method in block.methods:
             assert f"\n| {method.row} " in own, (block.name, method.row)
+
+
+@pytest.mark.parametrize("path", CONFLICT, ids=lambda path: path.name)
+def test_a_document_on_conflict_has_its_figure_and_every_seed_and_trainer(path):
+    text = path.read_text(encoding="utf-8")
+    args = conflict.parse(command_of(text))
+    assert args.table == f"scripts/results/{path.name}" and len(args.seeds) >= 3
+    for picture in re.findall(r"\]\((.*?)\)", text):
+        assert (path.parent / picture).resolve() == (ROOT / f"{args.figure}.svg").resolve()
+        assert (path.parent / picture).is_file()
+    header = next(line for line in text.splitlines() if line.startswith("| last quarter of training "))
+    assert all(f" seed {seed} " in header for seed in args.seeds)
+    assert all(f"\n* {row}: the late cosine over the shared parameters is " in text for row in args.trainers)
+
+
+def test_what_docs_say_of_conflict_is_in_its_documents():
+    """Each row of the table of settings: the late cosines of its document."""
+    docs = (ROOT / "docs" / "conflict.md").read_text(encoding="utf-8")
+    for path in CONFLICT:
+        text = path.read_text(encoding="utf-8")
+        row = next(line for line in docs.splitlines() if f"results/{path.name}" in line and line.startswith("|"))
+        found = re.findall(r"the late cosine over the shared parameters is (\S+ ±\S+), below zero in (\d+) of", text)
+        assert [f"{cosine}, {below} of {len(conflict.parse(command_of(text)).seeds)}" for cosine, below in found] == [
+            cell.strip() for cell in row.strip("|").split("|")
+        ][-2:]
 
 
 def test_the_page_on_students_quotes_the_tables():
