@@ -18,6 +18,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "reproduce": Command(
+        "reproduce", "run what a table or figure of the paper stands on, at its scale or as a stand-in of minutes"
+    ),
     "demo": Command("tables.demo", "run the whole comparison on the built-in pictures and print its table"),
     "table13": Command(
         "tables.table13", "train every row of the paper's Table 13 and print it beside the paper's numbers"
