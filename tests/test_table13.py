@@ -14,7 +14,7 @@ from dho_plugin.__main__ import main as command
 from dho_plugin.errors import UsageError
 from dho_plugin.host import TRAINER_REGISTRY
 from dho_plugin.tables import by_sets, sweep
-from dho_plugin.tables.by_sets import Sheet
+from dho_plugin.tables.by_sets import Job
 from dho_plugin.tables.cells import LOG, Method, plan
 from dho_plugin.tables.summary import Paper, Record
 from dho_plugin.tables.table13 import chosen, labels, parse, vit_layers
@@ -256,10 +256,10 @@ def test_a_failing_row_is_missing_and_the_others_are_there(workspace, tmp_path, 
     assert values.read_text() == (tmp_path / "out" / "table13.json").read_text()
 
 
-def sheet_of(records, methods, paper) -> Sheet:
-    """As the command lays it out."""
+def job_of(methods, paper) -> Job:
+    """As the command lays it out, with nothing run."""
     pairs = comparisons(methods)
-    return Sheet(records, methods, ("test",), paper, pairs, [pair for pair in pairs if is_dho(pair[0])])
+    return Job("", "Title", methods, [], ("test",), paper, pairs, [pair for pair in pairs if is_dho(pair[0])])
 
 
 def test_the_document_says_where_dho_did_not_win():
@@ -270,18 +270,18 @@ def test_the_document_says_where_dho_did_not_win():
         for row, value in values.items()
         for seed in (1, 2, 3)
     ]
-    sheet = sheet_of(records, methods, Paper(("Val",), PAPER))
-    text = sheet.document(["# Title"])
-    assert text.startswith("# Title\n\n| top-1, %")
+    paper = Paper(("Val",), PAPER)
+    text = job_of(methods, paper).document(records, "command")
+    assert text.startswith("# Title\n\n    command\n\nMade by nothing.\n\n| top-1, %")
     closing = text[text.index("DHO rows that are not above") :].splitlines()
     assert closing[2:] == ["* CoOp + DHO (labels) v CoOp + CasPL: test -0.8 ±0.1* (clearly below)"]
     assert "over 3 seeds noise alone earns it in 18 % of cases" in text
     assert "| +1.2 ±0.1* (+1.3) |" in text  # CoOp + DHO (labels) minus CoOp, and the paper's 72.8 - 71.5
-    won = sheet_of(records, [method for method in methods if "CasPL" not in method.row], sheet.paper)
-    assert won.document([]).endswith(
+    won = job_of([method for method in methods if "CasPL" not in method.row], paper)
+    assert won.document(records, "").endswith(
         "Every DHO row is above all that it is compared with by more than two standard errors."
     )
-    single = sheet_of(records[::3], methods, sheet.paper).document([])
+    single = job_of(methods, paper).document(records[::3], "")
     assert "One seed has no standard error" in single and "* CoOp + DHO (labels) v CoOp: test +1.1" in single
 
 
