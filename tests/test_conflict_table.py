@@ -12,6 +12,7 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
+import torch
 
 from dho_plugin import cli
 from dho_plugin.__main__ import main as command
@@ -39,6 +40,8 @@ def pretended(monkeypatch):
     monkeypatch.setattr(cli, "run", run)
     monkeypatch.setattr(sweep, "worker", lambda: ThreadPoolExecutor(1))
     monkeypatch.setattr(conflict, "check_data", lambda cells: None)
+    # Those of this process would stay, and a child that later tests fork of it would wait for them for ever.
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     return given
 
 
