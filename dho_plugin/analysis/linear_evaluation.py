@@ -16,8 +16,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
+from ..calibration import top_k_accuracy
 from ..heads import build_head
-from ..host import compute_accuracy
 from ..losses import supervised_loss
 from ..tables import summary
 from ..tables.command import star
@@ -87,8 +87,7 @@ def fit_head(features: Tensor, labels: Tensor, classes: int, *, seed: int) -> nn
 def score(head: nn.Module, features: Tensor, labels: Tensor) -> Scores:
     """Accuracies of a head on features (N, d) with labels (N,)."""
     logits = head(features)
-    top1, top5 = compute_accuracy(logits, labels, topk=(1, min(5, logits.shape[1])))
-    return Scores(top1.item(), top5.item())
+    return Scores(*(100 * top_k_accuracy(logits, labels, min(k, logits.shape[1])) for k in (1, 5)))
 
 
 def section(scores: Mapping[Run, Mapping[int, Scores]]) -> list[str]:

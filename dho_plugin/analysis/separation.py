@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..tables.summary import Table
+from . import drawing
 from .drawing import GRID, PALETTE, panels, styled
 
 SEED, PERPLEXITY, NEIGHBOURS = 0, 30.0, 10
@@ -46,8 +47,7 @@ class Plane(NamedTuple):
 def check_installed() -> None:
     """Raise UsageError where scikit-learn or matplotlib is missing."""
     _sklearn("manifold")
-    with styled():
-        pass
+    drawing.check_installed()
 
 
 def shown_images(labels: Tensor, *, images: int, classes: int) -> Tensor:

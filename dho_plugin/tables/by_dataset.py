@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-from ..analysis.drawing import save, styled
+from ..analysis.drawing import check_installed, save
 from ..datasets import TEN
 from . import summary
 from .by_shots import Block, Job, Planned, enter, publish
@@ -72,8 +72,7 @@ def run_on_datasets(
     Raises:
         UsageError: as settle, for any of the datasets; matplotlib is missing.
     """
-    with styled():
-        pass  # which says now that matplotlib is missing
+    check_installed()
     settled = {name: settle(_on(args, name)) for name in args.datasets}
     cells = [entry.cell for _, planned in settled.values() for entry in planned]
     if args.dry_run:
