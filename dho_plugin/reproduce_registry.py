@@ -175,7 +175,6 @@ ENTRIES = {
         "the datasets",
         ("data doctor --root {root}",),
         tuple(f"estimate --trainer CE --dataset {name} --shots {k}" for name in ("shapes", "digits") for k in (1, 16)),
-        minutes=0.1,
     ),
     "table11": Entry("the settings for distribution shifts", SETTINGS_OF_SHIFTS, SETTINGS_OF_SHIFTS, minutes=0.1),
     "table12": Entry("the same students under distribution shifts", (LOW_SHOT,), (DEMO_LOW_SHOT,), minutes=1.4),
