@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..datasets import SHIFTS
 from ..errors import UsageError
 from ..vlm import find_vlm
-from . import low_shot_rows, summary
+from . import low_shot_rows, summary, table13_rows
 from .ablations import CLIP_STUDENTS
 from .by_sets import Job, run_job
 from .by_shots import TAKEN as BY_FLAGS
@@ -68,7 +68,7 @@ def settle(args: argparse.Namespace) -> Job:
     compared = [(method.row, method.control) for method in methods if method.control in present]
     claims = [(row, control) for row, control in compared if control.endswith(low_shot_rows.ZERO_SHOT)]
     theirs = args.dataset == "imagenet"
-    paper = Paper(low_shot_rows.COLUMNS, low_shot_rows.PAPER) if theirs else NO_PAPER
+    paper = Paper(table13_rows.COLUMNS, low_shot_rows.PAPER) if theirs else NO_PAPER
     closing = (summary.markdown(low_shot_rows.papers_table()),)
     title, preface = f"Low-shot students on {args.dataset}, after Tables 4 and 12", [PREFACE, *[PAPERS] * theirs]
     return Job("low-shot", title, methods, cells, columns, paper, compared, claims, (), preface, closing)

@@ -34,7 +34,6 @@ LABELS = {"imagenet": ("simclr-1", "simclr-10"), "shapes": ("1", "8")}
 # Section B.3: four parts of a batch, one after the other.
 ACCUMULATED = {L14: ("TRAIN.ACCUMULATE", "4")}
 
-COLUMNS = ("Val", "V2", "Sketch", "R", "A")
 TABLE_12 = {
     "ViT-B/16 <- ViT-L/14@336px, 1 %": (78.7, 70.1, 48.0, 70.9, 41.1),
     "ViT-B/16 <- ViT-L/14@336px, 10 %": (80.8, 71.3, 47.4, 71.7, 41.4),
