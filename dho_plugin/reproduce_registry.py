@@ -193,7 +193,7 @@ ENTRIES = {
         (DEMO_SETS, DEMO_LOW_SHOT),
     ),
     "figure3": Entry("one head against two", HEADS, HEADS, minutes=0.1),
-    "figure4": Entry("gradient conflict over training", (CONFLICT,), (DEMO_CONFLICT,), minutes=1.3, note=WEAK),
+    "figure4": Entry("gradient conflict over training", (CONFLICT,), (DEMO_CONFLICT,), minutes=1, note=WEAK),
     "figure5": Entry("ten datasets by shots, zero-shot teacher", (ON_TEN,), (DEMO_SETS,)),
     "figure6": Entry("ten datasets by shots, few-shot teacher", (ON_TEN,), (DEMO_SETS,)),
     "figure7": Entry(
@@ -218,7 +218,7 @@ ENTRIES = {
     "figure11": Entry("ten datasets by shots on MobileNetV2, zero-shot teacher", (ON_MOBILENET,), (DEMO_OTHER,)),
     "figure12": Entry("ten datasets by shots on MobileNetV2, few-shot teacher", (ON_MOBILENET,), (DEMO_OTHER,)),
     "figure13": Entry(
-        "spectrum of the heads, conflict at the features", (CONFLICT,), (DEMO_CONFLICT,), minutes=1.3, note=WEAK
+        "spectrum of the heads, conflict at the features", (CONFLICT,), (DEMO_CONFLICT,), minutes=1, note=WEAK
     ),
     "figure14": Entry("non-linear heads on eleven datasets", (NONLINEAR,), (DEMO_NONLINEAR,)),
     "figure15": Entry("confidence, agreement and error reduction", HEADS_OF_PAPER, HEADS_OF_DEMO),
